@@ -161,7 +161,7 @@ class Study:
         """Every student of the study once: `ce` of one student serves all its pairs.
 
         The first run of each (teacher, seed) comes before the others, because it leaves the
-        teacher's logits that they read.
+        teacher's logits that they read; then those that ask no teacher.
         """
         jobs = {
             job.spec.run_id: (turn, job)
@@ -169,7 +169,13 @@ class Study:
             for turn, method in enumerate(sorted(self.methods, key=_asks_nobody))
             for job in self.jobs(pair, method)
         }
-        return [job for _, job in sorted(jobs.values(), key=lambda item: item[0] > 0)]
+
+        def rank(item: tuple[int, Job]) -> int:
+            turn, job = item
+            # Those who need no teacher's logits keep a core busy while the first runs compute them.
+            return 0 if turn == 0 else 1 if job.spec.teacher is None else 2
+
+        return [job for _, job in sorted(jobs.values(), key=rank)]
 
     def _spec(self, teacher, student, method, recipe, seed, teacher_name=None) -> RunSpec:
         asked = {} if teacher is None else {"teacher": teacher_name, "teacher_sha256": teacher.sha256}

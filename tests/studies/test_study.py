@@ -85,7 +85,8 @@ def test_only_the_lowest_seed_of_a_cell_keeps_its_logits(studies):
 
 
 def test_who_leaves_the_teachers_logits_goes_first(studies):
-    """The first run with a teacher, for each pair and seed, comes before all others; `ce` asks nobody."""
+    """The first run with a teacher, for each pair and seed, comes before all others, and `ce`, which asks
+    nobody, before those who would wait for it."""
     study = studies.study(
         teachers=studies.teachers("resnet14", "resnet20"),
         pairs="resnet14/resnet8,resnet20/resnet8", methods="ce,kd,dkd", seeds="1,2",
@@ -93,6 +94,7 @@ def test_who_leaves_the_teachers_logits_goes_first(studies):
     order = [(job.spec.teacher, str(job.spec.method), job.spec.seed) for job in study.student_jobs()]
     first = [(teacher, "kd", seed) for teacher in ("resnet14", "resnet20") for seed in (1, 2)]
     assert order[:4] == first
+    assert order[4:6] == [(None, "ce", 1), (None, "ce", 2)]
     assert len(order) == 10
 
 

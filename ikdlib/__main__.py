@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ikdlib.errors import IkdError
+from ikdlib.errors import WARNING, IkdError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    warnings.formatwarning = lambda message, *_, **__: f"ikdlib: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"{WARNING}{message}\n"
     try:
         options = _parser().parse_args(arguments)
         return options.run(options)

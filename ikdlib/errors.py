@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises."""
+"""How a mistake reaches its user: one exception, one line."""
 
 
 class IkdError(Exception):
@@ -7,3 +7,11 @@ class IkdError(Exception):
     The command line prints the text and exits with status 2, without a traceback;
     a notebook shows it as the last line of its cell's error.
     """
+
+
+WARNING = "ikdlib: warning: "
+"""How a command's warnings begin, in a terminal and in a run's log."""
+
+
+WARNING = "ikdlib: warning: "
+"""How a command's warnings begin, in a terminal and in a run's log."""

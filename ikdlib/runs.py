@@ -122,13 +122,16 @@ class Run:
 def read(folder: Path) -> Run:
     """The run in a folder; raises `IkdError` where there is none, or one of a later format."""
     content = _read_json(folder / "spec.json")
-    version = content.pop("format_version", None)
+    check_format(folder / "spec.json", content.pop("format_version", None))
+    return Run(folder.parent, RunSpec.from_json(json.dumps(content)))
+
+
+def check_format(path: Path, version: Any) -> None:
+    """Refuse what a later version of the package wrote."""
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise IkdError(
-            f"{folder / 'spec.json'}: format version {version}, but this ikdlib reads up to "
-            f"{FORMAT_VERSION}; update it"
+            f"{path}: format version {version}, but this ikdlib reads up to {FORMAT_VERSION}; update it"
         )
-    return Run(folder.parent, RunSpec.from_json(json.dumps(content)))
 
 
 def find(root: Path) -> Iterator[Run]:

@@ -218,9 +218,15 @@ def known(name: str, names: tuple[str, ...], where: str, kind: str) -> str:
     """``name`` if it is one of ``names``; else an `IkdError` that offers the nearest ones."""
     if name in names:
         return name
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    # People miss capitals, hyphens and underscores more than anything else: none counts here.
+    plain = {_plain(candidate): candidate for candidate in names}
+    near = [plain[key] for key in difflib.get_close_matches(_plain(str(name)), plain, n=3, cutoff=0.6)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
     raise IkdError(f"{where}: unknown {kind} {name!r}; {hint}")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
 
 
 def explain(cls: type[BaseModel], error: ValidationError) -> str:

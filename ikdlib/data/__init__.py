@@ -6,12 +6,11 @@ PADDING, and one row in `_MODULES`.
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 from pathlib import Path
 
 from ikdlib.data.base import DataSet, ImageSet, hold_out
-from ikdlib.errors import IkdError
+from ikdlib.spec import known
 
 __all__ = ["DataSet", "ImageSet", "load", "names"]
 
@@ -37,10 +36,7 @@ def load(
     Raises:
         IkdError: an unknown name, data that is missing or damaged, or a holdout too large.
     """
-    if name not in _MODULES:
-        close = difflib.get_close_matches(name.lower().replace("-", ""), names(), n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}?" if close else "choose one of these."
-        raise IkdError(f"there is no data set {name!r}, only {', '.join(names())}; {hint}")
+    known(name, names(), "data", "data set")
     module = import_module(_MODULES[name])
     whole = module.decode(root, cache)
     train, held_out = hold_out(whole.train, whole.classes, holdout)

@@ -5,7 +5,6 @@ A family's file declares one class and the published names it answers to; `build
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ikdlib.errors import IkdError
+from ikdlib.spec import known
 
 
 @dataclass(kw_only=True)
@@ -84,23 +84,12 @@ def build(name: str, num_classes: int = 100) -> CifarModel:
 
     Raises IkdError for a name that is not registered (with the close ones) and for an impossible class count.
     """
-    if name not in _REGISTRY:
-        raise IkdError(f"there is no model called {name!r}; {_suggestion(str(name))}")
+    known(name, names(), "model", "model")
     if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
         raise IkdError(f"num_classes of {name} is {num_classes!r}; give a whole number, 1 or more")
     model = _REGISTRY[name](num_classes)
     model.name, model.num_classes = name, num_classes
     return model
-
-
-def _suggestion(name: str) -> str:
-    """People miss capitals and underscores more than anything else: neither counts in the comparison."""
-    plain = {known.lower().replace("_", ""): known for known in _REGISTRY}
-    asked = name.lower().replace("_", "").replace("-", "")
-    close = difflib.get_close_matches(asked, plain, n=3, cutoff=0.7)
-    if close:
-        return "did you mean " + " or ".join(plain[key] for key in close) + "?"
-    return "choose one of " + ", ".join(_REGISTRY)
 
 
 def through(blocks: Iterable[nn.Module], x: Tensor) -> tuple[Tensor, Tensor]:

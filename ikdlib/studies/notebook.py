@@ -6,7 +6,6 @@ it is killed; so names are checked before, and the executed copy gets its name w
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import ikdlib
 from ikdlib import files
 from ikdlib.errors import IkdError
+from ikdlib.spec import known
 
 # A kernel of our own making: the user's start-up files stay out of a reproduction, and only errors speak.
 KERNEL_CONFIG = "c.IPKernelApp.log_level = 40\n"
@@ -42,15 +42,12 @@ def parameters_of(source: Path) -> dict[str, Any]:
 
 def check_parameters(source: Path, given: dict[str, Any]) -> None:
     """Refuse a name the notebook has no parameter for, and a value of another type than its default."""
-    known = parameters_of(source)
+    defaults = parameters_of(source)
     for name, value in given.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
-            raise IkdError(f"{source.name}: no parameter {name!r}; {hint}")
-        kind = type(known[name])
+        default = defaults[known(name, tuple(defaults), source.name, "parameter")]
+        kind = type(default)
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise IkdError(f"{source.name}: {name} = {value!r} is no {kind.__name__}, like {known[name]!r}")
+            raise IkdError(f"{source.name}: {name} = {value!r} is no {kind.__name__}, like {default!r}")
         if isinstance(value, float) and value != value:
             raise IkdError(f"{source.name}: {name} is NaN; give a number")
 

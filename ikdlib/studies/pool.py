@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from ikdlib import files
-from ikdlib.errors import IkdError
+from ikdlib.errors import WARNING, IkdError
 from ikdlib.training.job import Job
 
 # glibc gives large blocks back to the kernel after each step and asks for them again; keeping them
@@ -100,9 +101,11 @@ def run_all(jobs: Iterable[Job], workers: int = 0, show: bool = True) -> dict[st
     threads = max(1, (os.cpu_count() or 1) // workers)
     pending = [job.updated(threads=job.threads or threads) for job in pending]
     pool = LocalPool(workers)
+    logs = [job.run.folder / "log.txt" for job in pending]
+    said = {log: log.stat().st_size if log.exists() else 0 for log in logs}  # by earlier attempts
     futures = {job.spec.run_id: pool.submit(job) for job in pending}
     try:
-        _watch(pending, futures, show)
+        _watch(pending, futures, said, show)
     except KeyboardInterrupt:
         pool.stop()
         raise
@@ -124,10 +127,11 @@ def default_workers(jobs: list[Job]) -> int:
     return min(len(jobs), os.cpu_count() or 1) if on_cpu else 1
 
 
-def _watch(jobs: list[Job], futures: dict[str, Future], show: bool) -> None:
+def _watch(jobs: list[Job], futures: dict[str, Future], said: dict[Path, int], show: bool) -> None:
     from tqdm.auto import tqdm
 
     total = sum(job.spec.recipe.epochs for job in jobs)
+    heard: list[str] = []
     bar = tqdm(total=total, unit="epoch", disable=not show or STATUS_FILE in os.environ, mininterval=1.0)
     with bar:
         while True:
@@ -137,15 +141,34 @@ def _watch(jobs: list[Job], futures: dict[str, Future], show: bool) -> None:
             running = [line for job in jobs if (line := _line(job, futures))]
             bar.set_postfix_str("; ".join(running), refresh=False)
             bar.refresh()
-            _publish(done, total, running)
+            for warning in _new_warnings(said):
+                if warning not in heard:  # of five runs with one bad teacher, one speaks
+                    heard.append(warning)
+                    bar.write(WARNING + warning, file=sys.stderr)
+            _publish({"done": done, "total": total, "running": running, "warnings": heard})
             if over:
                 return
             time.sleep(0.5)
 
 
-def _publish(done: float, total: int, running: list[str]) -> None:
+def _publish(state: dict[str, Any]) -> None:
     if path := os.environ.get(STATUS_FILE):
-        files.write_text(Path(path), json.dumps({"done": done, "total": total, "running": running}))
+        files.write_text(Path(path), json.dumps(state))
+
+
+def _new_warnings(read: dict[Path, int]) -> Iterator[str]:
+    """Warnings in the logs beyond what was read of each before; ``read`` moves on, line by line."""
+    for log, start in read.items():
+        if not log.exists():
+            continue
+        with open(log, "rb") as file:
+            file.seek(start)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        read[log] = start + len(whole)
+        for line in whole.decode(errors="replace").splitlines():
+            if line.startswith(WARNING):
+                yield line.removeprefix(WARNING)
 
 
 def _epochs_done(job: Job) -> float:

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ikdlib import models
+from ikdlib.errors import WARNING
 from ikdlib.studies import protocol
 from ikdlib.studies.estimate import Estimate, seconds_of
 from ikdlib.studies.notebook import execute
@@ -52,13 +53,12 @@ def dry_run(settings: StudySettings) -> str:
     measured: dict[str, Estimate] = {}
     for study in studies(settings).values():
         jobs = [study.teacher_job(name) for name in study.missing_teachers()]
-        known = study.student_jobs()
         waiting = [
             f"  {pair} {method} seed {seed}: after its teacher is trained"
-            for pair in study.pairs for method in study.methods for seed in study.seeds
-            if not study.jobs(pair, method)
+            for pair in study.pairs for method in study.methods if not study.jobs(pair, method)
+            for seed in study.seeds
         ]  # fmt: skip
-        for job in jobs + known:
+        for job in jobs + study.student_jobs():
             if job.spec.run_id in seen:
                 continue
             seen.add(job.spec.run_id)
@@ -125,15 +125,21 @@ def progress(title: str) -> Iterator[Path]:
 
         def show() -> None:
             layout = "{desc}: {percentage:3.0f}% |{bar:20}| {elapsed}, {remaining} left {postfix}"
+            heard = 0
             with tqdm(total=1, desc=title, bar_format=layout) as bar:
-                # A log file wants a line now and then, a terminal wants to see it move.
-                while not over.wait(1.0 if sys.stderr.isatty() else 30.0):
+                ended = False
+                while not ended:
+                    # A log file wants a line now and then, a terminal wants to see it move.
+                    ended = over.wait(1.0 if sys.stderr.isatty() else 30.0)
                     try:
                         state = json.loads(status.read_text())
                     except (OSError, ValueError):
                         continue
                     bar.total, bar.n = max(state["total"], 1), round(state["done"], 2)
                     bar.set_postfix_str("; ".join(state["running"]))
+                    for warning in state["warnings"][heard:]:
+                        bar.write(WARNING + warning, file=sys.stderr)
+                    heard = len(state["warnings"])
                 bar.n = bar.total
                 bar.set_postfix_str("")
 
@@ -147,8 +153,8 @@ def progress(title: str) -> Iterator[Path]:
 
 
 def _shared(settings: StudySettings) -> dict:
-    names = ("profile", "epochs", "precision", "protocol", "data", "teachers", "device", "results", "jobs")
-    return {name: getattr(settings, name) for name in names}
+    """What every notebook takes: all settings but those that choose cells."""
+    return {name: value for name, value in settings if name not in ("pairs", "methods", "seeds")}
 
 
 def _time(seconds: float) -> str:

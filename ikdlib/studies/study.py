@@ -66,6 +66,8 @@ class Study:
         self.precision = settings.precision or self.profile.precision
         self.results = Path(settings.results)
         self.folder = self.results / settings.profile
+        # A demo's teachers are no asset; those of CIFAR-100 serve every profile and are kept.
+        self.own_teachers = (self.folder if self.profile.name == "demo" else self.results) / "teachers"
         for pair in self.pairs:
             protocol.split_pair(pair)
         for method in self.methods:
@@ -91,7 +93,7 @@ class Study:
     @property
     def architectures(self) -> tuple[str, ...]:
         """The teachers the asked methods need, each once, in the order of the pairs."""
-        if all(protocol.split_method(method) == ("ce", False) for method in self.methods):
+        if all(map(_asks_nobody, self.methods)):
             return ()
         return tuple(dict.fromkeys(protocol.split_pair(pair)[0] for pair in self.pairs))
 
@@ -119,7 +121,7 @@ class Study:
             architecture,
             self.data.num_classes,
             Path(self.settings.teachers) if self.settings.teachers else None,
-            self.results / "teachers",
+            self.own_teachers,
             specs,
         )
 
@@ -128,7 +130,7 @@ class Study:
 
     def keep_teacher(self, job: Job) -> Path:
         """Save a finished teacher for all students to use; returns its file."""
-        return teachers.keep(job.run, self.results / "teachers", self.data.num_classes)
+        return teachers.keep(job.run, self.own_teachers, self.data.num_classes)
 
     # Students
 
@@ -145,7 +147,6 @@ class Study:
     def jobs(self, pair: str, method: str) -> list[Job]:
         """A job for each seed of a cell; none while the teacher is still to be trained."""
         teacher_name, student = protocol.split_pair(pair)
-        base, with_ikd = protocol.split_method(method)
         spec = protocol.method_spec(self.settings.protocol, teacher_name, student, method)
         recipe = protocol.recipe(self.settings.protocol, teacher_name, student, self.epochs, self.precision)
         teacher = self.teacher(teacher_name) if spec.needs_teacher else None

@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -24,9 +23,6 @@ from ikdlib.runs import Run
 from ikdlib.spec import RunSpec, Settings, setting
 from ikdlib.training import checkpoint
 from ikdlib.training.trainer import Interrupted, Trainer
-
-CHANCE_FACTOR = 3
-"""A teacher below this many times chance level is said to know nothing."""
 
 
 class Job(Settings):
@@ -123,7 +119,6 @@ def execute(job: Job, stop: Stop | None = None, say=print) -> int:
             say(f"{spec.run_id}: stopped at epoch {trainer.epoch}, step {trainer.step}, and saved; "
                 "the same command goes on from there")  # fmt: skip
             return 128 + (stop.signal or signal.SIGTERM)
-    _warn_of_chance(result, images.num_classes)
     if result["status"] == "diverged":
         say(f"{spec.run_id}: diverged, the loss is not a number (epoch {result['diverged']['epoch']}); "
             f"its last good checkpoint stays")  # fmt: skip
@@ -131,12 +126,3 @@ def execute(job: Job, stop: Stop | None = None, say=print) -> int:
     say(f"{spec.run_id}: top-1 {result['last']['top1']:.2f} % in the last epoch, "
         f"{result['best']['top1']:.2f} % in the best ({result['best']['epoch']})")  # fmt: skip
     return 0
-
-
-def _warn_of_chance(result: dict, num_classes: int) -> None:
-    teacher = result.get("teacher")
-    if teacher and teacher["top1"] < CHANCE_FACTOR * 100 / num_classes:
-        warnings.warn(
-            f"the teacher has {teacher['top1']:.2f} % top-1, near chance: wrong weights or other data?",
-            stacklevel=2,
-        )

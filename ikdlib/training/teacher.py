@@ -28,6 +28,9 @@ from ikdlib.training.evaluate import autocast, evaluate
 ROOM_TO_SPARE = 1 << 30
 """Bytes of disk a slab never takes: the last GiB belongs to the results."""
 
+CHANCE_FACTOR = 3
+"""A teacher below this many times chance level is said to know nothing."""
+
 
 class Teacher:
     """A trained model that only answers.
@@ -89,17 +92,28 @@ class TeacherLogits:
         return slab.to(self.teacher.device)
 
     def accuracy(self, loader: Loader) -> dict[str, float]:
-        """The teacher's own test accuracy, measured once and kept beside its slabs."""
-        facts = {"teacher": self.teacher.sha256, "data": self.data.sha256}
+        """The teacher's own test accuracy, measured once and kept beside its slabs.
+
+        Warns of a teacher that knows next to nothing: its weights are for other classes or data.
+        """
+        accuracy = self._accuracy(loader)
+        if accuracy["top1"] < CHANCE_FACTOR * 100 / self.data.num_classes:
+            warnings.warn(
+                f"the teacher has {accuracy['top1']:.2f} % top-1, near chance: wrong weights or other data?",
+                stacklevel=2,
+            )
+        return accuracy
+
+    def _accuracy(self, loader: Loader) -> dict[str, float]:
         if self.folder is None:
             return evaluate(self.teacher.model, loader, self.data.test)[0]
-        path = self.folder / "accuracy.safetensors"
+        path = self.folder / "accuracy.safetensors"  # the folder is this teacher's and this data's own
         with self._locked(path):
             try:
                 return checkpoint.read(path)[1]["accuracy"]
             except IkdError:
                 accuracy = evaluate(self.teacher.model, loader, self.data.test)[0]
-                self._store(path, {}, {**facts, "accuracy": accuracy})
+                self._store(path, {}, {"accuracy": accuracy})
                 return accuracy
 
     def _compute(self, loader: Loader, epoch: Epoch, check: Callable[[], None]) -> Tensor:

@@ -28,7 +28,7 @@ from ikdlib.data.loader import Batch, Epoch, Loader, generator
 from ikdlib.data.views import Views
 from ikdlib.errors import IkdError
 from ikdlib.models import CifarModel, Outputs
-from ikdlib.runs import FORMAT_VERSION, Run
+from ikdlib.runs import FORMAT_VERSION, Run, check_format
 from ikdlib.training import checkpoint
 from ikdlib.training.evaluate import autocast, evaluate
 from ikdlib.training.schedule import learning_rate
@@ -102,6 +102,7 @@ class Trainer:
         self.epoch, self.step = 1, 0
         self.sums: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
+        self.test_logits: Tensor | None = None
         self.seconds = {"training": 0.0, "teacher": 0.0, "evaluation": 0.0}
         self.started_from: list[dict[str, Any]] = []
 
@@ -142,14 +143,15 @@ class Trainer:
             batch.progress = self._progress_tensor()
             self._train_step(batch, slab)
             self.step += 1
-            self._between_steps(order)
+            self._between_steps()
         self._account("training")
         self._check_numbers()
         self.method.end_epoch(self.epoch)
         self.history.append(self._row(rate, len(order), epoch_began))
         self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
         self.run.write_history(self.history)
-        self._between_steps(None)
+        self._between_steps()
+        self._tell()
 
     def _train_step(self, batch: Batch, slab: Tensor | None) -> None:
         with autocast(self.device, self.spec.recipe.precision):
@@ -193,19 +195,16 @@ class Trainer:
         fraction = done / (self.spec.recipe.epochs * self.loader.steps)
         return torch.tensor([float(self.epoch), fraction], device=self.device)
 
-    def _between_steps(self, order: Epoch | None) -> None:
+    def _between_steps(self) -> None:
         """Look at the clock: stop, save or tell, each only when it is due, so the device is left alone."""
-        now = time.monotonic()
-        if self.stop():
+        now, stopped = time.monotonic(), self.stop()
+        if stopped or now - self._saved >= CHECKPOINT_SECONDS:
             self._account("training")
             self._check_numbers()
             self._save()
+        if stopped:
             raise Interrupted
-        if now - self._saved >= CHECKPOINT_SECONDS:
-            self._account("training")
-            self._check_numbers()
-            self._save()
-        if now - self._told >= PROGRESS_SECONDS or order is None:
+        if now - self._told >= PROGRESS_SECONDS:
             self._tell()
 
     def _account(self, what: str) -> None:
@@ -222,8 +221,8 @@ class Trainer:
         row = {"epoch": self.epoch, "learning_rate": rate, "train_top1": 100 * means.pop("hits")}
         row["train_loss"] = means.pop("loss")
         row.update({f"part_{name}": value for name, value in means.items()})
-        self.test_scores, self.test_logits = evaluate(self.student, self.loader, self.data.test)
-        row.update({f"test_{name}": value for name, value in self.test_scores.items()})
+        scores, self.test_logits = evaluate(self.student, self.loader, self.data.test)
+        row.update({f"test_{name}": value for name, value in scores.items()})
         if self.data.held_out is not None:
             scores, _ = evaluate(self.student, self.loader, self.data.held_out)
             row.update({f"held_out_{name}": value for name, value in scores.items()})
@@ -261,11 +260,7 @@ class Trainer:
 
     def _restore(self) -> None:
         tensors, facts = checkpoint.read(self.run.checkpoint)
-        if facts["format_version"] > FORMAT_VERSION:
-            raise IkdError(
-                f"{self.run.checkpoint}: format version {facts['format_version']}, but this ikdlib reads up "
-                f"to {FORMAT_VERSION}; update it"
-            )
+        check_format(self.run.checkpoint, facts["format_version"])
         if facts["run_id"] != self.spec.run_id:
             raise IkdError(f"{self.run.checkpoint}: belongs to run {facts['run_id']}; move it away")
         self.student.load_state_dict(_below(tensors, "student"))
@@ -291,10 +286,10 @@ class Trainer:
         }
         result: dict[str, Any] = {"status": status}
         if status == "finished":
-            if not self.history or not hasattr(self, "test_logits"):  # resumed after its last epoch
-                self.test_scores, self.test_logits = evaluate(self.student, self.loader, self.data.test)
             files.write_bytes(self.run.weights, save(weights))
             if self.keep_logits:
+                if self.test_logits is None:  # resumed after its last epoch
+                    _, self.test_logits = evaluate(self.student, self.loader, self.data.test)
                 half = self.test_logits.half().cpu().contiguous()
                 files.write_bytes(self.run.folder / "test_logits.safetensors", save({"logits": half}))
             result["weights_sha256"] = checkpoint.digest(weights)
@@ -313,7 +308,7 @@ class Trainer:
         return self.run.result
 
     def _provenance(self) -> dict[str, Any]:
-        images = sum(1 for _ in self.history) * len(self.data.train)
+        images = len(self.history) * len(self.data.train)
         teacher = self.teacher_logits
         return {
             "format_version": FORMAT_VERSION,

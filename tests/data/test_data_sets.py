@@ -22,9 +22,9 @@ def image_set(per_class: int, classes: int = 4, seed: int = 0) -> ImageSet:
 
 def test_an_unknown_name_is_answered_with_close_ones():
     assert data.names() == ("cifar100", "glyphs100")
-    with pytest.raises(IkdError, match="'cifar10'.*cifar100, glyphs100.*did you mean 'cifar100'"):
+    with pytest.raises(IkdError, match="'cifar10'.*did you mean cifar100"):
         data.load("cifar10")
-    with pytest.raises(IkdError, match="did you mean 'glyphs100'"):
+    with pytest.raises(IkdError, match="did you mean glyphs100"):
         data.load("Glyphs-100")
 
 

@@ -26,7 +26,7 @@ HE_NORMAL = ("resnet20", "resnet8x4", "ResNet50", "wrn_16_2", "vgg8", "MobileNet
     ],
 )
 def test_a_misspelt_name_is_answered_with_the_right_one(asked: str, offered: str) -> None:
-    with pytest.raises(IkdError, match=rf"no model called '{asked}'.*{offered}") as caught:
+    with pytest.raises(IkdError, match=rf"unknown model '{asked}'.*{offered}") as caught:
         build(asked)
     assert "\n" not in str(caught.value)
 

@@ -48,7 +48,7 @@ def test_train_teacher(results):
     done = execute("10_train_teacher", results / "10.ipynb", parameters)
     (run,) = runs.find(results / "demo" / "runs")
     assert f"{run.result['last']['top1']:.2f} %" in text_of(done)
-    assert len(list((results / "teachers").glob("*.safetensors"))) == 1
+    assert len(list((results / "demo" / "teachers").glob("*.safetensors"))) == 1
     assert str(results.parent) not in done.read_text()
 
 
@@ -80,7 +80,7 @@ def test_table(results, number, name):
 
 
 def test_bad_parameters_stop_before_anything_trains(tmp_path):
-    with pytest.raises(IkdError, match="no parameter 'sed'; did you mean seed"):
+    with pytest.raises(IkdError, match="unknown parameter 'sed'; did you mean seed"):
         execute("11_distill_student", tmp_path / "a.ipynb", {"sed": 3})
     with pytest.raises(IkdError, match="unknown method 'dkt'"):
         execute(

@@ -67,3 +67,15 @@ def test_parameters_are_settings_of_a_study(path):
         if name not in own:
             field = StudySettings.model_fields[name]
             assert value == field.default, name
+
+
+@pytest.mark.parametrize("path", SOURCES[1:], ids=NAMES[1:])
+def test_every_setting_can_be_given_and_is_used(path):
+    """What the command passes on would be lost in a notebook that does not hand it to its study."""
+    (call,) = [
+        node for source in cells(path, "code") for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "StudySettings"
+    ]  # fmt: skip
+    passed = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    for name in set(StudySettings.model_fields) - {"pairs", "methods", "seeds"}:
+        assert name in parameters_of(path) and passed[name] == name

@@ -17,7 +17,8 @@ from ikdlib.studies import pool
 from ikdlib.studies.pool import LocalPool, run_all
 from ikdlib.training.job import Job
 
-# What a child does follows from its seed: 1 finishes, 2 fails, 3 diverges, from 10 on it waits for a signal.
+# What a child does follows from its seed: 1 finishes, 2 fails, 3 diverges, 6 to 8 warn, from 10 on it waits
+# for a signal.
 CHILD = """#!{python} -S
 import json, os, pathlib, signal, sys, time
 assert sys.argv[1:] == ["-m", "ikdlib", "train", "--job", "-"], sys.argv
@@ -29,6 +30,8 @@ if seed >= 10:
     signal.signal(signal.SIGINT, lambda *_: (folder.joinpath("saved").touch(), os._exit(130)))
     folder.joinpath("waiting").touch()
     time.sleep(60)
+if seed in (6, 7, 8):
+    print("ikdlib: warning: " + ("the teacher knows nothing" if seed < 8 else "no room"), file=sys.stderr)
 if seed == 2:
     print("first words")
     print("ikdlib: the disk is full", file=sys.stderr)
@@ -122,6 +125,20 @@ def test_cores_are_shared_out(jobs, monkeypatch):
     assert (own.run.folder / "started").read_text() == "3"
 
 
+def test_warnings_of_children_are_passed_on_once(jobs, tmp_path, monkeypatch, capsys):
+    """To whoever looks on, and to the command outside a notebook; not what an earlier attempt said."""
+    status = tmp_path / "status.json"
+    monkeypatch.setenv(pool.STATUS_FILE, str(status))
+    wanted = jobs(6, 7, 8)
+    wanted[0].run.folder.mkdir(parents=True)
+    (wanted[0].run.folder / "log.txt").write_text("ikdlib: warning: long ago\n")
+    run_all(wanted)
+    said = capsys.readouterr().err
+    assert said.count("ikdlib: warning: the teacher knows nothing\n") == 1
+    assert said.count("ikdlib: warning: no room\n") == 1 and "long ago" not in said
+    assert sorted(json.loads(status.read_text())["warnings"]) == ["no room", "the teacher knows nothing"]
+
+
 def test_stop_reaches_the_running_and_starts_no_more(jobs):
     local = LocalPool(1)
     running, *rest = jobs(10, 11, 1)
@@ -148,7 +165,7 @@ def test_a_job_that_was_just_taken_when_stop_came_starts_no_child(jobs):
 def test_ctrl_c_stops_the_children_and_goes_on_up(jobs, monkeypatch):
     running, never = jobs(10, 1)
 
-    def interrupted(pending, futures, show):
+    def interrupted(*_):
         until(running.run.folder / "waiting")
         raise KeyboardInterrupt
 
@@ -163,7 +180,7 @@ def test_how_far_it_is_can_be_read_from_outside(jobs, tmp_path, monkeypatch):
     status = tmp_path / "status.json"
     monkeypatch.setenv(pool.STATUS_FILE, str(status))
     run_all(jobs(1, 4), show=True)
-    assert json.loads(status.read_text()) == {"done": 4, "total": 4, "running": []}
+    assert json.loads(status.read_text()) == {"done": 4, "total": 4, "running": [], "warnings": []}
 
 
 def test_a_log_is_continued_not_overwritten(jobs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 
@@ -11,7 +12,7 @@ from ikdlib import __main__, runs
 from ikdlib.errors import IkdError
 from ikdlib.studies.pool import CHILD_ENVIRONMENT
 from ikdlib.studies.profiles import LOGIT_METHODS
-from ikdlib.studies.reproduce import dry_run, same_architecture, suffix
+from ikdlib.studies.reproduce import dry_run, progress, same_architecture, suffix
 from ikdlib.studies.reproduce import studies as tables_of
 from ikdlib.studies.study import StudySettings
 from ikdlib.training.checkpoint import digest
@@ -196,7 +197,7 @@ def test_dry_lists_exactly_what_is_then_done(studies):
     study = studies.study(**asked)
     said = dry_run(study.settings)
     assert list(runs.find(study.folder / "runs")) == [], "DRY trained something"
-    assert not (study.results / "teachers").exists()
+    assert not study.own_teachers.exists()
     waiting = re.findall(r"^  (\S+) (\S+) seed (\d+): after its teacher", said, re.MULTILINE)
     assert len(listed(said, "to do")) == 3  # the teacher, and ce of two seeds
 
@@ -256,3 +257,11 @@ def test_the_train_command_makes_teacher_and_students(studies, monkeypatch):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_warning_reaches_the_command_even_when_it_comes_last(capsys):
+    with progress("students") as status:
+        state = {"done": 1, "total": 2, "running": ["kd s1 1/2"], "warnings": ["the teacher knows nothing"]}
+        status.write_text(json.dumps(state))
+    said = capsys.readouterr().err
+    assert said.count("ikdlib: warning: the teacher knows nothing") == 1 and "students" in said

@@ -1,4 +1,4 @@
-"""Fixtures for what lies outside the project; tests that need it skip where it is missing, and say so."""
+"""Fixtures of all tests. What lies outside the project may be missing: tests that need it skip and say so."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -33,3 +34,14 @@ def cifar_folder(shared: Path) -> Path:
                 content.extractall(folder)
         (folder / "complete").touch()
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tests share the cores, and a trainer sets torch's switches for its process: each test starts alike."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = False

@@ -8,7 +8,9 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from ikdlib import __main__, __version__
@@ -179,3 +181,39 @@ def test_the_check_of_commands_can_fail():
         check_arguments(["table", "--paars", "resnet56/resnet20"])
     with pytest.raises(Exception, match="kdd"):
         check_arguments(["table", "--methods", "kdd"])
+
+
+def test_the_loop_in_the_readme_distils():
+    """It runs as it stands; its class means are the teacher's logits averaged over each class (numpy)."""
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", read("README.md"), re.S) if "IKD(" in block
+    ]
+    torch.manual_seed(0)
+    teacher, student = torch.nn.Linear(6, 100), torch.nn.Linear(6, 100)
+    loader = [(torch.randn(100, 6), torch.randperm(100)) for _ in range(3)]
+    asked: list[float] = []
+
+    def your_loss(logits, teacher_logits, target):
+        asked.append(float(torch.nn.functional.cross_entropy(logits, target)))
+        return 0.0 * logits.sum()  # what is learnt comes from the term alone
+
+    names = {
+        "torch": torch, "teacher": teacher, "student": student, "loader": loader, "your_loss": your_loss,
+        "optimizer": torch.optim.SGD(student.parameters(), lr=0.1), "epochs": 3,
+    }  # fmt: skip
+    exec(code, names)
+    images, target = (torch.cat(part) for part in zip(*loader, strict=True))
+    answers = teacher(images).detach().double().numpy()
+    means = np.stack([answers[target.numpy() == name].mean(0) for name in range(100)])
+    np.testing.assert_allclose(names["ikd"].means.numpy(), means, rtol=1e-5, atol=1e-6)
+
+    def distance():
+        logits = torch.log_softmax(student(images), 1).detach().double().numpy()
+        wanted = np.exp(means - means.max(1, keepdims=True))
+        wanted = (wanted / wanted.sum(1, keepdims=True))[target.numpy()]
+        return (wanted * (np.log(wanted) - logits)).sum(1).mean()
+
+    after = distance()
+    torch.manual_seed(0)
+    torch.nn.Linear(6, 100), student.reset_parameters()
+    assert after < distance() and len(asked) == 9

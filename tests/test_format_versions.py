@@ -42,15 +42,6 @@ def make_spec(seed: int) -> RunSpec:
     )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-    torch.use_deterministic_algorithms(False)
-
-
 def test_a_finished_run_of_version_1():
     run = runs.read(FINISHED)
     assert run.status == "finished" and run.folder == FINISHED, "its id is still its folder's name"

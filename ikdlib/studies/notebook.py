@@ -7,6 +7,7 @@ it is killed; so names are checked before, and the executed copy gets its name w
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -84,6 +85,10 @@ def execute(name: str, output: Path, parameters: dict[str, Any], status: Path | 
             finished = scrub(nbformat.read(temporary, as_version=4), parameters.values())
             files.write_text(output, nbformat.writes(finished) + "\n")
             return output
+        except KeyboardInterrupt:
+            # The kernel was interrupted too, and asyncio would print its cell's traceback as never retrieved.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            raise
         except PapermillExecutionError as error:
             failed = output.with_suffix(".failed.ipynb")
             copy = scrub(nbformat.read(temporary, as_version=4), parameters.values())

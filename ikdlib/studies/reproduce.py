@@ -121,7 +121,7 @@ def progress(title: str) -> Iterator[Path]:
     from tqdm import tqdm
 
     with TemporaryDirectory() as folder:
-        status, over = Path(folder) / "status.json", threading.Event()
+        status, over, complete = Path(folder) / "status.json", threading.Event(), threading.Event()
 
         def show() -> None:
             layout = "{desc}: {percentage:3.0f}% |{bar:20}| {elapsed}, {remaining} left {postfix}"
@@ -140,13 +140,15 @@ def progress(title: str) -> Iterator[Path]:
                     for warning in state["warnings"][heard:]:
                         bar.write(WARNING + warning, file=sys.stderr)
                     heard = len(state["warnings"])
-                bar.n = bar.total
+                if complete.is_set():
+                    bar.n = bar.total
                 bar.set_postfix_str("")
 
         thread = threading.Thread(target=show, daemon=True)
         thread.start()
         try:
             yield status
+            complete.set()
         finally:
             over.set()
             thread.join()

@@ -226,6 +226,27 @@ def test_the_command_itself_on_the_whole_data_set(place, monkeypatch):
     assert job.run.status == "unfinished" and checkpoint.read(job.run.checkpoint)
 
 
+def test_ctrl_c_in_the_middle_of_a_table(place, monkeypatch):
+    """Command, notebook, kernel, child: all end, the run is saved, and one line says how to go on."""
+    without_cache = {k: v for k, v in place.environment.items() if k != "XDG_CACHE_HOME"}
+    monkeypatch.setattr(place, "environment", without_cache)
+    asked = "--profile demo --pairs resnet8/resnet8 --methods ce --seeds 1 --device cpu --results results"
+    child = place.start([sys.executable, "-m", "ikdlib", "table", *asked.split()])
+    folder = place.folder / "results" / "demo" / "runs"
+    until(lambda: any(folder.glob("*/progress.json")), child)
+    (told,) = folder.glob("*/progress.json")
+    trainer = json.loads(told.read_text())["pid"]
+    os.killpg(child.pid, signal.SIGINT)  # what a terminal does: to make and to the command, as one group
+    output, _ = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 130, output
+    assert "ikdlib: stopped; the same command goes on from there" in output
+    assert "Traceback" not in output and "never retrieved" not in output and "100%" not in output
+    with pytest.raises(ProcessLookupError):
+        os.kill(trainer, 0)
+    assert checkpoint.read(told.parent / "checkpoint.safetensors")[1]["epoch"] >= 1
+    assert not list(place.folder.rglob("*.ipynb"))
+
+
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path, moment):
     """A process that is gone at the worst moment: what lies there is whole, and is the one before."""

@@ -125,8 +125,8 @@ def test_profiles_fill_in_what_is_left_open():
     from ikdlib.studies.study import Study
 
     demo, short, paper = (Study(StudySettings(profile=name)) for name in ("demo", "short", "paper"))
-    assert (demo.epochs, short.epochs, paper.epochs) == (9, 48, 240)
-    assert demo.pairs == ("resnet14/resnet8",) and len(short.pairs) == 7
+    assert (demo.epochs, short.epochs, paper.epochs) == (8, 48, 240)
+    assert demo.pairs == ("resnet20/resnet8",) and len(short.pairs) == 7
     assert short.methods == paper.methods == LOGIT_METHODS
     assert paper.seeds == (1, 2, 3)
     assert Study(StudySettings(profile="paper", seeds="8", epochs=5, methods="kd")).seeds == (8,)

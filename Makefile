@@ -43,7 +43,7 @@ data: $(VENV)/ready
 
 ## Open the notebooks in JupyterLab, on this machine only
 lab: $(VENV)/ready
-	$(VENV)/bin/jupyter lab --ip=127.0.0.1 notebooks
+	$(VENV)/bin/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 ## Run the tests
 test: $(VENV)/ready

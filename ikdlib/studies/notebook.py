@@ -25,6 +25,15 @@ KERNEL_CONFIG = "c.IPKernelApp.log_level = 40\n"
 SOURCES = Path(ikdlib.__file__).parent.parent / "notebooks"
 
 
+def enter_project() -> None:
+    """Leave ``notebooks/``, where JupyterLab starts a notebook, for the project's folder.
+
+    So ``results`` means the same folder by hand, by papermill and by command. Anywhere else is left as it is.
+    """
+    if Path.cwd() == SOURCES.resolve():
+        os.chdir(SOURCES.parent)
+
+
 def parameters_of(source: Path) -> dict[str, Any]:
     """Names and defaults in a notebook's ``parameters`` cell."""
     import ast

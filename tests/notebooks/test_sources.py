@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ikdlib.studies.notebook import parameters_of
+from ikdlib.studies.notebook import enter_project, parameters_of
 from ikdlib.studies.study import StudySettings
 
 SOURCES = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
@@ -41,6 +41,21 @@ def test_explains_itself_first_and_has_plain_scalar_parameters(path):
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 def test_names_versions(path):
     assert any("ikdlib.__version__" in source for source in cells(path, "code"))
+
+
+@pytest.mark.parametrize("path", SOURCES[1:], ids=NAMES[1:])
+def test_works_from_the_projects_folder(path):
+    """JupyterLab starts a notebook in notebooks/; its results belong beside those of the commands."""
+    assert "enter_project()" in cells(path, "code")[0]
+
+
+def test_enter_project_leaves_the_notebooks_folder_and_no_other(monkeypatch, tmp_path):
+    monkeypatch.chdir(SOURCES[0].parent)
+    enter_project()
+    assert Path.cwd() == SOURCES[0].parents[1].resolve()
+    monkeypatch.chdir(tmp_path)
+    enter_project()
+    assert Path.cwd() == tmp_path.resolve()
 
 
 @pytest.mark.parametrize("path", SOURCES[1:], ids=NAMES[1:])

@@ -91,15 +91,19 @@ def test_cuda_without_cuda(fails):
 
 def test_a_wrong_teacher_file(fails, tmp_path):
     given = folder_of(tmp_path, "resnet20", "resnet14")
-    said = fails("table", "--profile", "demo", "--dry", "--teachers", given)
+    said = fails("table", "--profile", "demo", "--pairs", "resnet14/resnet8", "--dry", "--teachers", given)
     assert "resnet14.pth" in said and "resnet20" in said
 
 
 def test_a_teacher_of_other_classes_and_a_damaged_one(fails, tmp_path):
     given = folder_of(tmp_path, "resnet14", "resnet14", classes=10)
-    assert "10 classes" in fails("table", "--profile", "demo", "--dry", "--teachers", given)
+    assert "10 classes" in fails(
+        "table", "--profile", "demo", "--pairs", "resnet14/resnet8", "--dry", "--teachers", given
+    )
     (tmp_path / "resnet14.pth").write_bytes(b"not weights")
-    assert "cut off or not" in fails("table", "--profile", "demo", "--dry", "--teachers", given)
+    assert "cut off or not" in fails(
+        "table", "--profile", "demo", "--pairs", "resnet14/resnet8", "--dry", "--teachers", given
+    )
 
 
 def test_a_teachers_folder_that_is_not_there(fails):

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from ikdlib import __main__, __version__
+from ikdlib import __main__, __version__, runs
 from ikdlib.errors import IkdError
 from ikdlib.reporting import tables  # noqa: F401  (what the table commands need is importable)
 from ikdlib.studies.study import Study
@@ -183,6 +183,28 @@ def test_the_check_of_commands_can_fail():
         check_arguments(["table", "--methods", "kdd"])
 
 
+def test_the_readmes_numbers_are_those_of_the_run_folders():
+    """Every row shown, against result.json of its run; and the links lead somewhere."""
+    shown = read("README.md").split("<!-- results -->")[1].split("<!-- /results -->")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines() if "(n=" in line
+    ]
+    assert rows
+    by_cell = {
+        (run.spec.student, str(run.spec.method)): run for run in runs.find(ROOT / "results/short/runs")
+    }
+    for pair, method, last, best, *_ in rows:
+        run = by_cell[pair.split("/")[1], method]
+        assert run.status == "finished" and not runs.damaged_files(run)
+        assert run.provenance["git"]["clean"] and run.spec.seed == 1 and run.spec.recipe.epochs == 24
+        assert last == f"{run.result['last']['top1']:.2f} (n=1)"
+        assert best == f"{run.result['best']['top1']:.2f} (n=1)"
+        last_row = run.history.iloc[-1]
+        assert (last_row["epoch"], last_row["test_top1"]) == (24, run.result["last"]["top1"])
+    for link in re.findall(r"\]\((results/[^)]*)\)", shown):
+        assert (ROOT / link).exists(), link
+
+
 def test_the_loop_in_the_readme_distils():
     """It runs as it stands; its class means are the teacher's logits averaged over each class (numpy)."""
     (code,) = [
@@ -194,7 +216,7 @@ def test_the_loop_in_the_readme_distils():
     asked: list[float] = []
 
     def your_loss(logits, teacher_logits, target):
-        asked.append(float(torch.nn.functional.cross_entropy(logits, target)))
+        asked.append(torch.nn.functional.cross_entropy(logits, target).item())
         return 0.0 * logits.sum()  # what is learnt comes from the term alone
 
     names = {

@@ -33,7 +33,7 @@ MEAN = (0.25, 0.25, 0.25)
 STD = (0.225, 0.225, 0.225)
 PADDING = 4
 
-# How many, and how hard: so that ten epochs, minutes on two cores, teach a resnet20 most of
+# How many, and how hard: so that eleven epochs, minutes on two cores, teach a resnet20 most of
 # it, and a resnet8 less than half of it without a teacher (the views shift and mirror every image besides).
 # Every number here is in the key of the cache, and so is the text of this file.
 SEED = 100

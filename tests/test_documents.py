@@ -187,7 +187,9 @@ def test_the_readmes_numbers_are_those_of_the_run_folders():
     """Every row shown, against result.json of its run; and the links lead somewhere."""
     shown = read("README.md").split("<!-- results -->")[1].split("<!-- /results -->")[0]
     rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines() if "(n=" in line
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in shown.splitlines()
+        if line.startswith("|") and "(n=" in line
     ]
     assert rows
     by_cell = {

@@ -26,7 +26,7 @@ LOGIT_METHODS = ("ce", "kd", "kd+ikd", "dkd", "dkd+ikd", "nkd", "nkd+ikd", "wttm
 
 PROFILES = {
     "demo": Profile(
-        "demo", "glyphs100", 8, 11, ("resnet20/resnet8",), ("ce", "kd", "kd+ikd", "dkd", "dkd+ikd"), (1,),
+        "demo", "glyphs100", 8, 12, ("resnet20/resnet8",), ("ce", "kd", "kd+ikd", "dkd", "dkd+ikd"), (1,),
         "fp32", "Glyphs-100, drawn characters: shows that everything works, proves nothing about the paper",
     ),
     "short": Profile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from ikdlib import models, runs
 from ikdlib.data import DataSet
 from ikdlib.training.evaluate import autocast
 from ikdlib.training.job import Job, choose_device
+from ikdlib.training.teacher import Teacher
 
 WARM_UP, TIMED = 2, 4
 
@@ -22,17 +24,27 @@ class Estimate:
 
 
 def seconds_of(job: Job, data: DataSet, measured: dict[str, Estimate]) -> Estimate:
-    """Seconds of what is left of a run; ``measured`` remembers the steps timed for runs alike."""
+    """Seconds of what is left of a run.
+
+    ``measured`` remembers what was timed, for the jobs that follow: the steps of runs alike, and the
+    teacher's logits, which the first run of a (teacher, seed) computes and the others read.
+    """
+    spec = job.spec
     done = len(job.run.history) if (job.run.folder / "history.csv").exists() else 0
-    left = job.spec.recipe.epochs - done
+    left = spec.recipe.epochs - done
     per_epoch = _from_finished(job)
-    basis = "from finished runs"
-    if per_epoch is None:
-        key = f"{job.spec.student} {job.spec.recipe.precision} {job.spec.recipe.batch_size}"
-        if key not in measured:
-            measured[key] = Estimate(_timed_epoch(job, data), "from timed steps")
-        per_epoch, basis = measured[key].seconds, measured[key].basis
-    return Estimate(left * per_epoch, basis)
+    if per_epoch is not None:
+        return Estimate(left * per_epoch, "from finished runs")
+    steps = f"{spec.student} {spec.recipe.precision} {spec.recipe.batch_size}"
+    if steps not in measured:
+        measured[steps] = Estimate(_timed_epoch(job, data), "from timed steps")
+    seconds, basis = left * measured[steps].seconds, measured[steps].basis
+    logits = f"{spec.teacher_sha256} {spec.recipe.precision} {spec.seed}"
+    if spec.teacher is not None and logits not in measured:
+        measured[logits] = Estimate(_timed_slab(job, data), "from timed steps")
+        seconds += left * measured[logits].seconds
+        basis += ", with the teacher's logits"
+    return Estimate(seconds, basis)
 
 
 def _from_finished(job: Job) -> float | None:
@@ -46,34 +58,59 @@ def _from_finished(job: Job) -> float | None:
 
 
 def _timed_epoch(job: Job, data: DataSet) -> float:
-    """A few steps on random images, one thread on a CPU as the pool gives it, times the steps of an epoch."""
+    """A few training steps on random images, times the steps of an epoch; and its evaluation."""
     device, spec = choose_device(job.device), job.spec
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        model = models.build(spec.student, data.num_classes).to(device, memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
-        height, width = data.train.images.shape[1:3]
-        images = torch.randn(spec.recipe.batch_size, 3, height, width, device=device)
-        images = images.contiguous(memory_format=torch.channels_last)
+    model = models.build(spec.student, data.num_classes).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
+    images = _images(spec.recipe.batch_size, data, device)
 
-        def step() -> None:
-            with autocast(device, spec.recipe.precision):
-                logits = model(images)
-            logits.float().logsumexp(1).mean().backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+    def step() -> None:
+        with autocast(device, spec.recipe.precision):
+            logits = model(images)
+        logits.float().logsumexp(1).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
-        for _ in range(WARM_UP):
-            step()
-        began = time.perf_counter()
-        for _ in range(TIMED):
-            step()
-        per_step = (time.perf_counter() - began) / TIMED
-    finally:
-        torch.set_num_threads(threads)
+    per_step = _timed(step, device)
     steps = -(-len(data.train) // spec.recipe.batch_size)
     evaluation = per_step / 3 * len(data.test) / spec.recipe.batch_size
     return per_step * steps + evaluation
+
+
+def _timed_slab(job: Job, data: DataSet) -> float:
+    """A few passes of the teacher's architecture, times the images of an epoch."""
+    device, spec = choose_device(job.device), job.spec
+    model = models.build(spec.teacher, data.num_classes).eval()
+    teacher = Teacher(model, spec.teacher_sha256, spec.recipe.precision, device)
+    images = _images(teacher.batch_size, data, device)
+
+    def ask() -> None:
+        with torch.inference_mode(), autocast(device, spec.recipe.precision):
+            teacher.model(images)
+
+    return _timed(ask, device) * len(data.train) / teacher.batch_size
+
+
+def _images(count: int, data: DataSet, device: torch.device) -> torch.Tensor:
+    height, width = data.train.images.shape[1:3]
+    images = torch.randn(count, 3, height, width, device=device)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _timed(work: Callable[[], None], device: torch.device) -> float:
+    """Seconds of one call, on one thread of a CPU as the pool gives it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(WARM_UP):
+            work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(TIMED):
+            work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - began) / TIMED
+    finally:
+        torch.set_num_threads(threads)

@@ -218,6 +218,13 @@ def test_dry_lists_exactly_what_is_then_done(studies):
     assert "to do" not in again and "about 0 s" in again
 
 
+def test_dry_counts_the_teachers_logits_once_a_seed(studies):
+    study = studies.study(teachers=studies.teachers("resnet14"), methods="ce,kd,dkd", seeds="1,2")
+    lines = [line for line in dry_run(study.settings).splitlines() if "with the teacher's logits" in line]
+    assert len(lines) == 2
+    assert ["-kd-seed1-" in lines[0], "-kd-seed2-" in lines[1]] == [True, True]
+
+
 def test_dry_tells_finished_half_finished_and_missing_apart(studies):
     study = studies.study(teachers=studies.teachers("resnet14"), methods="ce,kd,dkd")
     jobs = {str(job.spec.method): job for job in study.student_jobs()}

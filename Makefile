@@ -23,7 +23,7 @@ CHOSEN = --profile "$(PROFILE)" --pairs "$(PAIRS)" --methods "$(METHODS)" --seed
 	--teachers "$(TEACHERS)" --device "$(DEVICE)" --results "$(RESULTS)" --jobs "$(JOBS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce-cifar data lab test lint clean
+.PHONY: help demo reproduce-cifar data lab test bench lint clean
 
 ## List the targets
 help:
@@ -49,10 +49,14 @@ lab: $(VENV)/ready
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(or $(TEST_JOBS),2) --dist loadfile
 
+## The published kind of loop against ours, as ratios: PAIRS= DEVICE=
+bench: $(VENV)/ready
+	$(RUN) benchmarks/compare.py $(if $(PAIRS),--pairs "$(PAIRS)") --device "$(DEVICE)" --results "$(RESULTS)"
+
 ## Check style, in notebooks too
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check ikdlib tests
+	$(VENV)/bin/ruff format --check ikdlib tests benchmarks
 	$(VENV)/bin/nbstripout --verify --keep-id notebooks/*.ipynb
 
 ## Remove the environment and caches; results stay

@@ -24,10 +24,11 @@ CHILD_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "2000000000",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TOP_PAD_": "67108864",
-    # Two spinning threads stop each other when the cores have other work. One resnet8 step (fp32, batch
-    # 64), medians of two noisy repeats each: two threads on busy cores 624 and 1528 ms, waiting passively
-    # 318 and 155 ms; on idle cores 743 and 59 ms against 116 and 73 ms (one thread: 95 and 84 ms).
-    "OMP_WAIT_POLICY": "PASSIVE",
+    # Threads that wait for one another spin for a moment, then sleep: sleeping at once is slow to wake, and
+    # spinning on (GNU OpenMP's default) takes the core from whoever is waited for. One resnet20 step (bf16,
+    # batch 64, two threads; medians of four rounds), idle cores / both busy with another program: asleep at
+    # once (OMP_WAIT_POLICY=PASSIVE) 53 / 771 ms, the default 39 / 149, this 36 / 86; one thread 64 / 95.
+    "GOMP_SPINCOUNT": "20000",
 }
 STATUS_FILE = "IKDLIB_STATUS_FILE"
 """Environment: where a pool inside a notebook writes how far it is, for the command that started it."""

@@ -1,4 +1,4 @@
-"""The command line: ``python -m ikdlib train | table | data | methods``.
+"""The command line: ``python -m ikdlib train | table | equivalence | data | methods``.
 
 A mistake a user can mend ends with one line and status 2. ``table`` is what ``make demo`` and
 ``make reproduce-cifar`` call; ``train`` is one run, by hand or as the child of a pool.
@@ -55,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--dry", action="store_true", help="list the runs and their time, and do nothing")
     table.set_defaults(run=_table)
 
+    equal = commands.add_parser("equivalence", help="bf16 against fp32: sixteen paired runs, and the verdict")
+    for name in ("data", "device", "results", "jobs"):
+        equal.add_argument(f"--{name}", default="", metavar=name.upper())
+    equal.add_argument("--dry", action="store_true", help="train nothing, read what is finished")
+    equal.set_defaults(run=_equivalence)
+
     data = commands.add_parser("data", help="download and verify CIFAR-100, or check a folder")
     data.add_argument("--data", default="", help="a folder that is there already")
     data.set_defaults(run=_data)
@@ -80,7 +86,7 @@ def _study_settings(options: argparse.Namespace):
 
     values = {}
     for name, field in StudySettings.model_fields.items():
-        text = getattr(options, name)
+        text = getattr(options, name, "")
         if field.annotation is int:
             try:
                 values[name] = int(text or 0)
@@ -129,6 +135,25 @@ def _table(options: argparse.Namespace) -> int:
         print(
             f"\n{path.read_text()}\nThe runs, figures and notebooks are beside it, in {path.parent.parent}/"
         )
+    return 0
+
+
+def _equivalence(options: argparse.Namespace) -> int:
+    from ikdlib.reporting import equivalence as reporting
+    from ikdlib.studies import equivalence
+    from ikdlib.studies.pool import run_all
+
+    settings = _study_settings(options)
+    if not options.dry:
+        if (job := equivalence.teacher_job(settings)) is not None:
+            run_all([job], 1)
+            equivalence.study(settings, "fp32").keep_teacher(job)
+        run_all(equivalence.jobs(settings), settings.jobs)
+    rows = reporting.table(*equivalence.runs(settings))
+    sentence = reporting.verdict(rows, len(equivalence.SEEDS), equivalence.MARGIN)
+    path = Path(settings.results) / "short" / "tables" / "equivalence-bf16"
+    reporting.write(rows, sentence, path)
+    print(f"{sentence}\n{path}.csv, .md")
     return 0
 
 

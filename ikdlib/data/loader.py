@@ -7,6 +7,7 @@ and epoch alone: not on the device, the model or the method. Runs that share a s
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,14 +28,25 @@ class Batch:
         target: int64 [n], class numbers.
         index: int64 [n], the samples' numbers in their `ImageSet`.
         rows: the batch's place in the order of the epoch (or in the set, in evaluation).
-        progress: float [2], epoch number and fraction of the whole training; the trainer sets it.
+        progress: float [2], epoch number and fraction of the whole training; a training step sets it.
     """
 
     images: Tensor
     target: Tensor
     index: Tensor
-    rows: slice
+    rows: slice | None = None
     progress: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A batch before it is shown: pixels uint8 [n, H, W, 3] and views int64 [n]; the rest as in `Batch`."""
+
+    pixels: Tensor
+    views: Tensor
+    target: Tensor
+    index: Tensor
+    rows: slice
 
 
 @dataclass(frozen=True)
@@ -45,12 +57,14 @@ class Epoch:
         number: of the epoch.
         index: int64 [N] on the loader's device, a permutation of the samples' numbers.
         views: int64 [N] on the loader's device, the view of each, in the same order.
+        on_host: `index` on the CPU, for a loader whose images stay there.
         fingerprint: sha256 (hex) of both, so that two runs can tell whether they saw the same.
     """
 
     number: int
     index: Tensor
     views: Tensor
+    on_host: Tensor
     fingerprint: str
 
     def __len__(self) -> int:
@@ -67,7 +81,7 @@ class Loader:
     """Batches of `images`, shown in random views, in a random order; both follow from `seed`.
 
     Args:
-        images: moved to `device` once, here.
+        images: moved to `device` once, here; kept in host memory, with one warning, where they do not fit.
         views: how they are shown.
         batch_size: images a step; the last batch of an epoch is shorter if it must be, and is kept.
         seed: of the order and of the views.
@@ -94,7 +108,15 @@ class Loader:
                 f"{views.height}x{views.width}; build Views with the images' size"
             )
         self.device = views.device if device is None else torch.device(device)
-        self.images = images.to(self.device)
+        try:
+            self.images = images.to(self.device)
+        except torch.OutOfMemoryError:
+            warnings.warn(
+                f"{self.device} has no room for {images.images.nbytes >> 20} MiB of images: they stay in "
+                "host memory, and each batch is uploaded",
+                stacklevel=2,
+            )
+            self.images = images
         self.views = views.to(self.device)
         self.batch_size, self.seed = batch_size, seed
 
@@ -110,15 +132,26 @@ class Loader:
         views = self.views.sample(generator("views", self.seed, number), n)
         sha = hashlib.sha256(index.numpy().astype("<i8", copy=False))
         sha.update(views.numpy().astype("<i8", copy=False))
-        return Epoch(number, index.to(self.device), views.to(self.device), sha.hexdigest())
+        return Epoch(number, index.to(self.device), views.to(self.device), index, sha.hexdigest())
+
+    def stored(self, epoch: Epoch, start: int = 0, batch_size: int | None = None) -> Iterator[Stored]:
+        """The epoch's batches, not yet shown, from batch number `start` on."""
+        size = batch_size or self.batch_size
+        for first in range(start * size, len(epoch), size):
+            rows = slice(first, min(first + size, len(epoch)))
+            index = epoch.index[rows]
+            here = index if self.images.images.device == self.device else epoch.on_host[rows]
+            pixels = self._upload(self.images.images.index_select(0, here))
+            target = self._upload(self.images.targets.index_select(0, here))
+            yield Stored(pixels, epoch.views[rows], target, index, rows)
 
     def batches(self, epoch: Epoch, start: int = 0) -> Iterator[Batch]:
         """The epoch's batches, from batch number `start` on: a resumed run goes on where it stopped."""
-        return self._batches(epoch, self.batch_size, start)
+        return map(self._show, self.stored(epoch, start))
 
     def questions(self, epoch: Epoch, batch_size: int) -> Iterator[Batch]:
         """The same images in the same order and views, in batches of another size, for the teacher."""
-        return self._batches(epoch, batch_size, 0)
+        return map(self._show, self.stored(epoch, 0, batch_size))
 
     def evaluation_batches(self, image_set: ImageSet, batch_size: int) -> Iterator[Batch]:
         """`image_set` in its own order, normalised but not augmented."""
@@ -129,9 +162,11 @@ class Loader:
             index = torch.arange(rows.start, rows.stop, device=self.device)
             yield Batch(self.views.normalise(images), target, index, rows)
 
-    def _batches(self, epoch: Epoch, batch_size: int, start: int) -> Iterator[Batch]:
-        for first in range(start * batch_size, len(epoch), batch_size):
-            rows = slice(first, min(first + batch_size, len(epoch)))
-            index = epoch.index[rows]
-            images = self.views.apply(self.images.images.index_select(0, index), epoch.views[rows])
-            yield Batch(images, self.images.targets.index_select(0, index), index, rows)
+    def _show(self, stored: Stored) -> Batch:
+        images = self.views.apply(stored.pixels, stored.views)
+        return Batch(images, stored.target, stored.index, stored.rows)
+
+    def _upload(self, tensor: Tensor) -> Tensor:
+        if tensor.device == self.device:
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)

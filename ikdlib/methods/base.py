@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import ClassVar
 
 import torch
@@ -46,6 +47,11 @@ class Method(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Named scalar parts of the loss, fp32, differentiable in the student's outputs."""
         raise TypeError(f"{type(self).__name__} does not define forward")
+
+    @property
+    def phase(self) -> Hashable:
+        """Which computation `forward` does in this epoch; a captured step is used in its own phase only."""
+        return None
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before the first step of each epoch, and again when a run resumes inside one."""

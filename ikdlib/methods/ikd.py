@@ -13,6 +13,7 @@ The term goes on top of any method that reads logits; the method itself is left 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor, distributed, nn
@@ -104,6 +105,10 @@ class WithIKD(Method):
         else:
             parts["ikd"] = self.ikd(student.logits, batch.target)
         return parts
+
+    @property
+    def phase(self) -> Hashable:
+        return "observe" if self.epoch == 1 else "pull", self.method.phase
 
     def begin_epoch(self, epoch: int) -> None:
         self.epoch = epoch

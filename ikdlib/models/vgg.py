@@ -6,7 +6,7 @@ Five blocks of 3x3 convolutions, and max pools between them. Key names follow Re
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ikdlib.models.base import (
     CifarModel,
@@ -19,6 +19,11 @@ from ikdlib.models.base import (
 
 _WIDTHS = (64, 128, 256, 512, 512)
 _POOL_AGAIN = 64  # the height of images that get a fourth max pool, as in the published code
+
+
+@fx.wrap  # a frozen teacher is traced, and a tracer cannot follow an `if`
+def _pooled_again(stage: Tensor, images: Tensor) -> Tensor:
+    return F.max_pool2d(stage, 2) if images.shape[2] == _POOL_AGAIN else stage
 
 
 def _block(convolutions: int, inputs: int, outputs: int) -> nn.Sequential:
@@ -63,7 +68,7 @@ class VGG(CifarModel):
         stage2 = F.relu(norm2)
         norm3 = self.block3(F.max_pool2d(stage2, 2))
         stage3 = F.relu(norm3)
-        norm4 = self.block4(F.max_pool2d(stage3, 2) if images.shape[2] == _POOL_AGAIN else stage3)
+        norm4 = self.block4(_pooled_again(stage3, images))
         stage4 = F.relu(norm4)
         embedding = global_average(stage4)
         return Outputs(

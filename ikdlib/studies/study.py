@@ -112,9 +112,12 @@ class Study:
     def teacher(self, architecture: str) -> teachers.TeacherFile | None:
         """Where a trained teacher lies: TEACHERS, then the project's own, else None.
 
-        Of the project's own, one trained for the paper's 240 epochs comes first.
+        Of the project's own, one trained for the paper's 240 epochs comes first, and one of the study's
+        precision before the other: what teaches is a file, and a second one would be another teacher.
         """
-        specs = [self.teacher_job(architecture).spec]
+        own = self.teacher_job(architecture).spec
+        other = "bf16" if self.precision == "fp32" else "fp32"
+        specs = [own, own.updated(recipe=own.recipe.updated(precision=other))]
         if self.profile.name != "demo":
             specs = [self.teacher_spec(architecture, 240, p) for p in ("fp32", "bf16")] + specs
         return teachers.locate(

@@ -10,6 +10,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -36,6 +38,7 @@ class Job(Settings):
     device: Literal["auto", "cpu", "cuda"] = setting("auto")
     threads: int | None = setting(None, ge=1)
     keep_logits: bool = setting(False)
+    compile: Literal["auto", "on", "off"] = setting("auto", description="torch.compile, on a CPU")
 
     @property
     def run(self) -> Run:
@@ -47,6 +50,7 @@ class Stop:
 
     def __init__(self, orphan_stops: bool = False):
         self.signal: int | None = None
+        self._at_once = False
         signal.signal(signal.SIGINT, self._note)
         signal.signal(signal.SIGTERM, self._note)
         if orphan_stops:
@@ -55,13 +59,24 @@ class Stop:
     def __call__(self) -> bool:
         return self.signal is not None
 
+    @contextmanager
+    def nothing_to_lose(self) -> Iterator[None]:
+        """While this lasts (a compiler is at work, and heeds nobody) a stop ends the process at once."""
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
+        if self._at_once:
+            os._exit(128 + number)
 
     def _watch(self, parent: int) -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
-        self.signal = signal.SIGTERM
+        self._note(signal.SIGTERM, None)
 
 
 def choose_device(name: str) -> torch.device:
@@ -112,7 +127,9 @@ def execute(job: Job, stop: Stop | None = None, say=print) -> int:
         run.begin()
         say(spec.describe())
         slabs = None if job.slabs is None else Path(job.slabs)
-        trainer = Trainer(run, images, teacher, device, slabs, stop, job.keep_logits)
+        trainer = Trainer(run, images, teacher, device, slabs, stop, job.keep_logits, job.compile)
+        with stop.nothing_to_lose():
+            trainer.prepare()
         try:
             result = trainer.train()
         except Interrupted:

@@ -16,13 +16,15 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from torch import Tensor
+from torch import Tensor, fx
+from torch.fx.experimental.optimization import fuse
 
 from ikdlib.data import DataSet
 from ikdlib.data.loader import Epoch, Loader
 from ikdlib.errors import IkdError
 from ikdlib.models import CifarModel
 from ikdlib.training import checkpoint
+from ikdlib.training.compiled import Compiled
 from ikdlib.training.evaluate import autocast, evaluate
 
 ROOM_TO_SPARE = 1 << 30
@@ -48,15 +50,34 @@ class Teacher:
         self.device = device
         # Measured: a CPU is fastest while a layer's activations fit its cache, a GPU when it is full.
         self.batch_size = 64 if device.type == "cpu" else 2000
+        self._answer: Callable[[Tensor], Tensor] = folded(self.model)
+
+    def compile(self, height: int, width: int) -> None:
+        """Answer from compiled code, whose weights are constants (another 1.1 to 1.4 times on a CPU)."""
+        with torch.inference_mode():
+            shape = (self.batch_size, 3, height, width)
+            self._answer = Compiled(self._answer, shape, self.precision, {"freezing": True})
 
     def logits(self, loader: Loader, epoch: Epoch, check: Callable[[], None]) -> Tensor:
         """Logits of an epoch's views in its order, fp32 [N, C]; ``check`` runs between batches."""
         rows = []
         with torch.inference_mode(), autocast(self.device, self.precision):
             for batch in loader.questions(epoch, self.batch_size):
-                rows.append(self.model(batch.images).float())
+                rows.append(self._answer(batch.images).float())
                 check()
         return torch.cat(rows)  # outside inference mode: autograd may keep what it multiplies with
+
+
+def folded(model: CifarModel) -> Callable[[Tensor], Tensor]:
+    """The model's logits with each batch norm folded into the convolution before it: to rounding the same.
+
+    A frozen batch norm multiplies and adds what a convolution could have (1.2 times as fast on a CPU). A
+    model that torch.fx cannot follow is returned as it is.
+    """
+    try:
+        return fuse(model).to(memory_format=torch.channels_last)
+    except fx.proxy.TraceError:
+        return model
 
 
 class TeacherLogits:

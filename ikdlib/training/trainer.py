@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
@@ -24,14 +24,17 @@ from torch import Tensor
 
 from ikdlib import files, methods, models, provenance
 from ikdlib.data import DataSet
-from ikdlib.data.loader import Batch, Epoch, Loader, generator
+from ikdlib.data.loader import Epoch, Loader, Stored, generator
 from ikdlib.data.views import Views
 from ikdlib.errors import IkdError
-from ikdlib.models import CifarModel, Outputs
+from ikdlib.models import CifarModel
 from ikdlib.runs import FORMAT_VERSION, Run, check_format
 from ikdlib.training import checkpoint
-from ikdlib.training.evaluate import autocast, evaluate
+from ikdlib.training.compiled import PAYS_FROM_STEPS, Compiled
+from ikdlib.training.evaluate import evaluate
+from ikdlib.training.graphs import GraphedStep
 from ikdlib.training.schedule import learning_rate
+from ikdlib.training.step import Inputs, TrainStep, below
 from ikdlib.training.teacher import Teacher, TeacherLogits
 
 CHECKPOINT_SECONDS = 30.0
@@ -64,6 +67,7 @@ class Trainer:
         slabs: folder for the teacher's logits, shared by all runs; None computes them each time.
         stop: asked at every step; True makes the run save and raise `Interrupted`.
         keep_logits: leave the last epoch's test logits in the folder (a study asks it of one run a cell).
+        compile: torch.compile on a CPU; ``auto`` where it pays for itself, never in deterministic mode.
     """
 
     def __init__(
@@ -75,39 +79,54 @@ class Trainer:
         slabs: Path | None = None,
         stop: Callable[[], bool] = lambda: False,
         keep_logits: bool = False,
+        compile: Literal["auto", "on", "off"] = "auto",
     ):
         self.run, self.spec, self.data, self.device = run, run.spec, data, device
-        self.stop, self.keep_logits = stop, keep_logits
+        self.stop, self.keep_logits, self.compile = stop, keep_logits, compile
         recipe = self.spec.recipe
         torch.use_deterministic_algorithms(self.spec.deterministic)
         torch.backends.cudnn.benchmark = not self.spec.deterministic
+        torch.backends.cudnn.allow_tf32 = False  # torch's default would make fp32 on a GPU something else
         height, width = data.train.images.shape[1:3]
         views = Views(data.padding, height, width, data.mean, data.std, device)
         self.loader = Loader(data.train, views, recipe.batch_size, self.spec.seed, device)
         self.student = student_weights(self.spec.student, data.num_classes, self.spec.seed)
         self.student.to(device, memory_format=torch.channels_last)
+        method = methods.build(self.spec.method, data.num_classes).to(device)
+        self.train_step = TrainStep(self.student, method, recipe, views, device)
+        self._do_step: Callable[[Inputs], None] = self.train_step
+        if device.type == "cuda" and not self.spec.deterministic:
+            self._do_step = GraphedStep(self.train_step)
         self.teacher_logits = None
         if teacher is not None:
             frozen = Teacher(teacher, self.spec.teacher_sha256, recipe.precision, device)
             dtype = torch.float32 if self.spec.deterministic else torch.float16
             self.teacher_logits = TeacherLogits(frozen, data, dtype, slabs)
-        self.method = methods.build(self.spec.method, data.num_classes).to(device)
-        self.optimizer = torch.optim.SGD(
-            self._parameters(),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
         self.epoch, self.step = 1, 0
-        self.sums: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
         self.test_logits: Tensor | None = None
         self.seconds = {"training": 0.0, "teacher": 0.0, "evaluation": 0.0}
         self.started_from: list[dict[str, Any]] = []
+        self._prepared = False
+        self._resumed_sums: dict[str, Tensor] = {}
 
-    def _parameters(self) -> list[Tensor]:
-        return [*self.student.parameters(), *self.method.parameters()]
+    def prepare(self) -> None:
+        """Take up the checkpoint, if there is one, and compile what is worth it; `train` does it if need be.
+
+        Until this returns there is nothing to save that is not on disk already.
+        """
+        self._prepared = True
+        if self.run.checkpoint.exists():
+            self._restore()
+        left = (self.spec.recipe.epochs - self.epoch + 1) * self.loader.steps
+        possible = self.device.type == "cpu" and not self.spec.deterministic
+        if not possible or self.compile == "off" or (self.compile == "auto" and left < PAYS_FROM_STEPS):
+            return
+        height, width = self.data.train.images.shape[1:3]
+        shape = (self.spec.recipe.batch_size, 3, height, width)
+        self.train_step.forward = Compiled(self.student.train(), shape, self.spec.recipe.precision)
+        if self.teacher_logits is not None:
+            self.teacher_logits.teacher.compile(height, width)
 
     def train(self) -> dict[str, Any]:
         """Train to the end, or to a stop; returns the content of ``result.json``.
@@ -115,8 +134,8 @@ class Trainer:
         Raises `Interrupted` after a stop was asked for and the checkpoint is written, and `IkdError`
         where a checkpoint does not fit.
         """
-        if self.run.checkpoint.exists():
-            self._restore()
+        if not self._prepared:
+            self.prepare()
         self._saved = self._told = time.monotonic()
         self.teacher_accuracy = self.teacher_logits.accuracy(self.loader) if self.teacher_logits else None
         try:
@@ -129,55 +148,30 @@ class Trainer:
     def _train_epoch(self) -> None:
         began = time.monotonic()
         rate = learning_rate(self.spec.recipe, self.epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         order = self.loader.epoch(self.epoch)
         slab = self._slab(order)
-        self.student.train()
-        self.method.train()
-        self.method.begin_epoch(self.epoch)
+        progress = self._progress_of_epoch()
+        self.train_step.begin_epoch(self.epoch, rate, self._resumed_sums)
+        self._resumed_sums = {}
         ready = time.monotonic()
         self.seconds["teacher"] += ready - began
         epoch_began, self._clock = began, ready
-        for batch in self.loader.batches(order, start=self.step):
-            batch.progress = self._progress_tensor()
-            self._train_step(batch, slab)
+        for stored in self.loader.stored(order, start=self.step):
+            self._train_step(stored, progress[self.step], slab)
             self.step += 1
             self._between_steps()
         self._account("training")
         self._check_numbers()
-        self.method.end_epoch(self.epoch)
+        self.train_step.method.end_epoch(self.epoch)
         self.history.append(self._row(rate, len(order), epoch_began))
-        self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
+        self.epoch, self.step, self.train_step.sums = self.epoch + 1, 0, {}
         self.run.write_history(self.history)
         self._between_steps()
         self._tell()
 
-    def _train_step(self, batch: Batch, slab: Tensor | None) -> None:
-        with autocast(self.device, self.spec.recipe.precision):
-            if self.method.needs <= {"logits", "index"}:
-                student = Outputs(logits=self.student(batch.images))
-            else:
-                student = self.student.features(batch.images)
-        # Losses and class sums are fp32, outside autocast: a bf16 softmax over 100 classes is noise.
-        student.logits = student.logits.float()
-        teacher = Outputs(logits=None if slab is None else slab[batch.rows].float())
-        parts = self.method(student, teacher, batch)
-        loss = torch.stack(list(parts.values())).sum()
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        count = len(batch.target)
-        hits = (student.logits.detach().argmax(1) == batch.target).sum()
-        for name, value in {**parts, "loss": loss}.items():
-            self._add(name, value.detach() * count)
-        self._add("hits", hits)
-
-    def _add(self, name: str, value: Tensor) -> None:
-        total = self.sums.get(name)
-        if total is None:
-            total = self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
-        total += value
+    def _train_step(self, stored: Stored, progress: Tensor, slab: Tensor | None) -> None:
+        teacher = None if slab is None else slab[stored.rows]
+        self._do_step(Inputs(stored.pixels, stored.target, stored.index, stored.views, progress, teacher))
 
     def _slab(self, order: Epoch) -> Tensor | None:
         if self.teacher_logits is None:
@@ -190,10 +184,11 @@ class Trainer:
 
         return self.teacher_logits.slab(self.loader, order, check)
 
-    def _progress_tensor(self) -> Tensor:
-        done = (self.epoch - 1) * self.loader.steps + self.step
-        fraction = done / (self.spec.recipe.epochs * self.loader.steps)
-        return torch.tensor([float(self.epoch), fraction], device=self.device)
+    def _progress_of_epoch(self) -> Tensor:
+        """A row [2] for each step: the epoch's number and how much of the training is done; uploaded once."""
+        steps = self.loader.steps
+        done = (torch.arange(steps) + (self.epoch - 1) * steps).double() / (self.spec.recipe.epochs * steps)
+        return torch.stack([torch.full_like(done, self.epoch), done], 1).float().to(self.device)
 
     def _between_steps(self) -> None:
         """Look at the clock: stop, save or tell, each only when it is due, so the device is left alone."""
@@ -213,11 +208,12 @@ class Trainer:
         self._clock = now
 
     def _check_numbers(self) -> None:
-        if self.sums and not math.isfinite(float(self.sums["loss"])):
+        sums = self.train_step.sums
+        if sums and not math.isfinite(float(sums["loss"])):
             raise Diverged
 
     def _row(self, rate: float, count: int, began: float) -> dict[str, Any]:
-        means = {name: float(total) / count for name, total in self.sums.items()}
+        means = {name: float(total) / count for name, total in self.train_step.sums.items()}
         row = {"epoch": self.epoch, "learning_rate": rate, "train_top1": 100 * means.pop("hits")}
         row["train_loss"] = means.pop("loss")
         row.update({f"part_{name}": value for name, value in means.items()})
@@ -244,18 +240,12 @@ class Trainer:
     # What a checkpoint holds
 
     def _save(self) -> None:
-        tensors = {f"student.{name}": value for name, value in self.student.state_dict().items()}
-        tensors.update({f"method.{name}": value for name, value in self.method.state_dict().items()})
-        for number, parameter in enumerate(self._parameters()):
-            if parameter in self.optimizer.state:
-                tensors[f"momentum.{number}"] = self.optimizer.state[parameter]["momentum_buffer"]
-        tensors.update({f"sums.{name}": value for name, value in self.sums.items()})
         facts = {
             "format_version": FORMAT_VERSION, "run_id": self.spec.run_id,
             "epoch": self.epoch, "step": self.step, "history": self.history, "seconds": self.seconds,
-            "sums": list(self.sums),
+            "sums": list(self.train_step.sums),
         }  # fmt: skip
-        checkpoint.write(self.run.checkpoint, tensors, facts)
+        checkpoint.write(self.run.checkpoint, self.train_step.state(), facts)
         self._saved = time.monotonic()
 
     def _restore(self) -> None:
@@ -263,17 +253,9 @@ class Trainer:
         check_format(self.run.checkpoint, facts["format_version"])
         if facts["run_id"] != self.spec.run_id:
             raise IkdError(f"{self.run.checkpoint}: belongs to run {facts['run_id']}; move it away")
-        self.student.load_state_dict(_below(tensors, "student"))
-        self.method.load_state_dict(_below(tensors, "method"))
-        # Into the parameter's own memory layout: fused SGD walks raw memory, and a momentum that lies
-        # [N, C, H, W] beside a channels-last weight would be added to the wrong elements.
-        parameters = self._parameters()
-        for number, value in _below(tensors, "momentum").items():
-            parameter = parameters[int(number)]
-            buffer = torch.empty_like(parameter).copy_(value)
-            self.optimizer.state[parameter]["momentum_buffer"] = buffer
-        sums = _below(tensors, "sums")
-        self.sums = {name: sums[name].to(self.device) for name in facts["sums"]}
+        self.train_step.load_state(tensors)
+        sums = below(tensors, "sums")
+        self._resumed_sums = {name: sums[name] for name in facts["sums"]}
         self.epoch, self.step = facts["epoch"], facts["step"]
         self.history, self.seconds = facts["history"], facts["seconds"]
         self.started_from.append({"epoch": self.epoch, "step": self.step})
@@ -317,6 +299,8 @@ class Trainer:
             "machine": provenance.machine(self.device),
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
             "images_per_second": round(images / max(self.seconds["training"], 1e-9), 1),
+            "compiled": isinstance(self.train_step.forward, Compiled) and self.train_step.forward.works,
+            "graphs": isinstance(self._do_step, GraphedStep) and self._do_step.can_capture,
             "slabs": None if teacher is None else {"computed": teacher.computed, "found": teacher.found},
             "resumed_at": self.started_from,
         }
@@ -324,9 +308,3 @@ class Trainer:
 
 def _scores(row: dict[str, Any]) -> dict[str, Any]:
     return {"epoch": row["epoch"], "top1": row["test_top1"], "top5": row["test_top5"]}
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")
-    }

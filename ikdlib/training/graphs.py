@@ -1,0 +1,74 @@
+"""A training step as a CUDA graph: captured once, then started as a whole.
+
+A step of a small network is some hundred kernels of a few microseconds; starting them one by one from Python
+takes longer than running them. A graph starts them all at once. There is one for each batch size (an epoch of
+50,000 ends in a batch of 16) and each phase of the method (the IKD term observes in epoch 1, then pulls).
+
+The first `WARM_UP` steps of each kind run as they stand: real steps, in which libraries choose their
+algorithms and the optimiser makes its momenta. Nothing has to be undone, and no step is lost or done twice.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Hashable
+
+import torch
+
+from ikdlib.training.step import Inputs, TrainStep
+
+WARM_UP = 3
+
+
+class GraphedStep:
+    """Does what the `TrainStep` it wraps does, from graphs; same arguments, same effects, same order."""
+
+    def __init__(self, step: TrainStep):
+        self.step = step
+        self.can_capture = True
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Inputs]] = {}
+        self._seen: Counter[Hashable] = Counter()
+        self._stream = torch.cuda.Stream(step.device)
+        self._pool = None
+
+    def __call__(self, inputs: Inputs) -> None:
+        kind = (len(inputs.target), self.step.method.phase)
+        if kind not in self._graphs and (not self.can_capture or self._seen[kind] < WARM_UP):
+            self._seen[kind] += 1
+            self._as_it_stands(inputs)
+            return
+        if kind not in self._graphs and not self._capture(kind, inputs):
+            self._as_it_stands(inputs)
+            return
+        graph, places = self._graphs[kind]
+        for place, value in zip(places, inputs, strict=True):
+            if place is not None:
+                place.copy_(value)
+        graph.replay()
+
+    def _as_it_stands(self, inputs: Inputs) -> None:
+        # On a stream of its own, as capturing wants it: the default stream would wait for everything.
+        main = torch.cuda.current_stream(self.step.device)
+        self._stream.wait_stream(main)
+        with torch.cuda.stream(self._stream):
+            self.step(inputs)
+        main.wait_stream(self._stream)
+
+    def _capture(self, kind: Hashable, inputs: Inputs) -> bool:
+        """Record a step (capturing runs nothing); False, with one warning, where the method forbids it."""
+        places = Inputs(*(None if value is None else value.clone() for value in inputs))
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # One pool for all: no two graphs run at once, and nothing in it outlives its step.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                self.step(places)
+        except RuntimeError as error:
+            self.step.optimizer.zero_grad(set_to_none=True)
+            self.can_capture = False
+            first = str(error).splitlines()[0]
+            warnings.warn(f"no CUDA graph of this step, it runs without one ({first})", stacklevel=3)
+            return False
+        self._pool = graph.pool()
+        self._graphs[kind] = graph, places
+        return True

@@ -1,0 +1,152 @@
+"""One step of training, in place: views -> student -> method's parts -> loss -> SGD.
+
+Nothing in it waits for the device and nothing leaves it: losses and hits are added up where they are made.
+So the same step runs as it stands on a CPU, and is captured as a CUDA graph on a GPU (`graphs.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ikdlib.data.loader import Batch
+from ikdlib.data.views import Views
+from ikdlib.methods.base import Method
+from ikdlib.models import CifarModel, Outputs
+from ikdlib.spec import Recipe
+from ikdlib.training.evaluate import autocast
+
+
+class Inputs(NamedTuple):
+    """What one step is made from, all on the device.
+
+    Attributes:
+        pixels: uint8 [n, H, W, 3], the images as they are stored.
+        target: int64 [n].
+        index: int64 [n], the samples' numbers.
+        views: int64 [n], how each image is shown.
+        progress: float32 [2], epoch number and fraction of the whole training.
+        teacher: logits [n, C] for exactly these views, in the slab's dtype; None without a teacher.
+    """
+
+    pixels: Tensor
+    target: Tensor
+    index: Tensor
+    views: Tensor
+    progress: Tensor
+    teacher: Tensor | None
+
+
+class TrainStep:
+    """Student, method and optimiser as one function of a batch, and the sums of an epoch.
+
+    Args:
+        student: the model that learns, on its device.
+        method: its loss.
+        recipe: momentum, weight decay and precision.
+        views: how images are shown.
+        device: where all of it lives.
+        forward: stands in for ``student(images)`` where only logits are asked for (`compiled.py`).
+    """
+
+    def __init__(
+        self,
+        student: CifarModel,
+        method: Method,
+        recipe: Recipe,
+        views: Views,
+        device: torch.device,
+        forward: Callable[[Tensor], Tensor] | None = None,
+    ):
+        self.student, self.method, self.views, self.device = student, method, views, device
+        self.precision = recipe.precision
+        self.forward = forward or student
+        # A captured step reads the rate from the device: a number would be the captured epoch's for ever.
+        rate = recipe.learning_rate
+        self.optimizer = torch.optim.SGD(
+            self.parameters(),
+            lr=torch.tensor(rate, device=device) if device.type == "cuda" else rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        self.sums: dict[str, Tensor] = {}
+        self._sums_of: dict[Hashable, dict[str, Tensor]] = {}
+
+    def parameters(self) -> list[Tensor]:
+        """The student's, then those of the method's adapters: the order checkpoints number momenta by."""
+        return [*self.student.parameters(), *self.method.parameters()]
+
+    def begin_epoch(self, epoch: int, rate: float, sums: Mapping[str, Tensor] | None = None) -> None:
+        """Set the learning rate and empty the sums, or take up those of a run resumed inside the epoch."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        self.student.train()
+        self.method.train()
+        self.method.begin_epoch(epoch)
+        # A graph adds to the tensors it was captured with: they are emptied, never replaced.
+        self.sums = self._sums_of.setdefault(self.method.phase, {})
+        for total in self.sums.values():
+            total.zero_()
+        for name, value in (sums or {}).items():
+            self._total(name).copy_(value)
+
+    def __call__(self, inputs: Inputs) -> None:
+        """Train on one batch and add its losses (times its size) and hits to `sums`."""
+        images = self.views.apply(inputs.pixels, inputs.views)
+        batch = Batch(images, inputs.target, inputs.index, inputs.progress)
+        with autocast(self.device, self.precision):
+            if self.method.needs <= {"logits", "index"}:
+                student = Outputs(logits=self.forward(images))
+            else:
+                student = self.student.features(images)
+        # Losses and class sums are fp32, outside autocast: a bf16 softmax over 100 classes is noise.
+        student.logits = student.logits.float()
+        teacher = Outputs(logits=None if inputs.teacher is None else inputs.teacher.float())
+        parts = self.method(student, teacher, batch)
+        loss = torch.stack(list(parts.values())).sum()
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for name, value in {**parts, "loss": loss}.items():
+            self._total(name).add_(value.detach() * len(batch.target))
+        self._total("hits").add_((student.logits.detach().argmax(1) == batch.target).sum())
+
+    def _total(self, name: str) -> Tensor:
+        if name not in self.sums:
+            self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
+        return self.sums[name]
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a step changes, by name, as a checkpoint holds it."""
+        tensors = {f"student.{name}": value for name, value in self.student.state_dict().items()}
+        tensors.update({f"method.{name}": value for name, value in self.method.state_dict().items()})
+        for number, parameter in enumerate(self.parameters()):
+            if parameter in self.optimizer.state:
+                tensors[f"momentum.{number}"] = self.optimizer.state[parameter]["momentum_buffer"]
+        tensors.update({f"sums.{name}": value for name, value in self.sums.items()})
+        return tensors
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up `state`; the sums go to `begin_epoch`, because they belong to an epoch."""
+        self.student.load_state_dict(below(tensors, "student"))
+        self.method.load_state_dict(below(tensors, "method"))
+        # Into the parameter's own memory layout: fused SGD walks raw memory, and a momentum that lies
+        # [N, C, H, W] beside a channels-last weight would be added to the wrong elements.
+        parameters = self.parameters()
+        for number, value in below(tensors, "momentum").items():
+            parameter = parameters[int(number)]
+            self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(value)
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix.``, without it."""
+    return {
+        name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")
+    }

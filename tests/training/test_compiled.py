@@ -1,0 +1,72 @@
+"""Compiled code trains to the same weights, to rounding, and where there is no compiler nothing is lost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ikdlib.training import trainer
+from ikdlib.training.compiled import Compiled
+from tests.training.test_trainer import distance, short_recipe
+
+
+@pytest.fixture
+def in_a_cache_of_its_own(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+
+
+def test_a_compiled_run_ends_with_the_same_weights(tiny, tmp_path, in_a_cache_of_its_own):
+    """resnet8 with dkd+ikd, 12 steps; teacher and student compiled against both as they stand."""
+    spec = tiny.spec("dkd+ikd", recipe=short_recipe(tiny, 0.005), deterministic=False)
+    plain = tiny.train(tmp_path / "plain", spec, compile="off")
+    fast = tiny.train(tmp_path / "fast", spec, compile="on")
+    assert fast.run.provenance["compiled"] and not plain.run.provenance["compiled"]
+    found = distance(fast.student.state_dict(), plain.student.state_dict())
+    assert 0 < found < 1e-3, "other sums, the same weights"
+    assert fast.run.history["train_loss"].tolist() == pytest.approx(
+        plain.run.history["train_loss"].tolist(), rel=1e-3
+    )
+    counters = [v for k, v in fast.student.state_dict().items() if k.endswith("num_batches_tracked")]
+    assert all(int(value) == 12 for value in counters), "compiling ahead is not a step"
+    resumed = tiny.trainer(tmp_path / "again", spec, compile="on")
+    tiny.interrupt(resumed, lambda: (resumed.epoch, resumed.step) == (2, 1))
+    again = tiny.train(tmp_path / "again", spec, compile="on")
+    assert tiny.outcome(again.run) == tiny.outcome(fast.run), "resumed to the bit"
+
+
+def test_without_a_compiler_it_warns_once_and_trains_all_the_same(tiny, tmp_path, monkeypatch):
+    def refuse(model, **settings):
+        def fails(images):
+            raise RuntimeError("no C++ compiler\nand a page of details")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    spec = tiny.spec("ce", deterministic=False)
+    with pytest.warns(UserWarning, match="without torch.compile: no C\\+\\+ compiler$"):
+        made = tiny.train(tmp_path / "one", spec, compile="on")
+    assert not made.run.provenance["compiled"]
+    plain = tiny.train(tmp_path / "two", spec, compile="off")
+    assert tiny.outcome(made.run) == tiny.outcome(plain.run)
+
+
+def test_it_is_used_where_it_pays(tiny, tmp_path, monkeypatch):
+    """Not for the 9 steps of a tiny run, nor in deterministic mode; from `PAYS_FROM_STEPS` steps left on."""
+    asked = []
+
+    def note(model, shape, precision, options=None):
+        asked.append((shape, precision))
+        return Compiled.__new__(Compiled)
+
+    monkeypatch.setattr(trainer, "Compiled", note)
+    tiny.trainer(tmp_path, tiny.spec("ce", deterministic=False)).prepare()
+    assert asked == []
+    monkeypatch.setattr(trainer, "PAYS_FROM_STEPS", 9)
+    tiny.trainer(tmp_path, tiny.spec("ce", deterministic=True)).prepare()
+    tiny.trainer(tmp_path, tiny.spec("ce", deterministic=False), compile="off").prepare()
+    assert asked == []
+    tiny.trainer(tmp_path, tiny.spec("ce", deterministic=False)).prepare()
+    assert asked == [((64, 3, 8, 8), "fp32")]
+    monkeypatch.setattr(trainer, "PAYS_FROM_STEPS", 10)
+    tiny.trainer(tmp_path, tiny.spec("ce", deterministic=False)).prepare()
+    assert len(asked) == 1

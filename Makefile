@@ -16,7 +16,7 @@ DATA ?=
 TEACHERS ?=
 DEVICE ?= auto
 RESULTS ?= results
-JOBS ?=
+JOBS ?= auto
 DRY ?=
 CHOSEN = --profile "$(PROFILE)" --pairs "$(PAIRS)" --methods "$(METHODS)" --seeds "$(SEEDS)" \
 	--epochs "$(EPOCHS)" --precision "$(PRECISION)" --protocol "$(PROTOCOL)" --data "$(DATA)" \

@@ -1,4 +1,4 @@
-"""The command line: ``python -m ikdlib train | table | equivalence | data | methods``.
+"""The command line: ``python -m ikdlib train | table | data | cache | bench | equivalence | methods``.
 
 A mistake a user can mend ends with one line and status 2. ``table`` is what ``make demo`` and
 ``make reproduce-cifar`` call; ``train`` is one run, by hand or as the child of a pool.
@@ -65,6 +65,18 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--data", default="", help="a folder that is there already")
     data.set_defaults(run=_data)
 
+    cache = commands.add_parser("cache", help="the teachers' logits on disk: list, make, prune")
+    cache.add_argument("what", choices=("list", "make", "prune"))
+    cache.add_argument("--teacher", default="", help="prune: of this teacher, by the start of its sha256")
+    cache.add_argument("--days", type=float, default=0, help="prune: not written for so many days")
+    _study_options(cache)
+    cache.set_defaults(run=_cache)
+
+    bench = commands.add_parser("bench", help="how many runs at once give most runs an hour here")
+    bench.add_argument("--trial", help=argparse.SUPPRESS)
+    _study_options(bench)
+    bench.set_defaults(run=_bench)
+
     listing = commands.add_parser("methods", help="methods and models by name, with their settings")
     listing.set_defaults(run=_methods)
     return parser
@@ -89,7 +101,7 @@ def _study_settings(options: argparse.Namespace):
         text = getattr(options, name, "")
         if field.annotation is int:
             try:
-                values[name] = int(text or 0)
+                values[name] = 0 if text in ("", "auto") and field.default == 0 else int(text)
             except ValueError:
                 raise IkdError(f"{name}: {text!r} is not a whole number") from None
         else:
@@ -167,6 +179,47 @@ def _data(options: argparse.Namespace) -> int:
     print(
         f"CIFAR-100: {len(images.train)} training and {len(images.test)} test images, sha256 {images.sha256}"
     )
+    return 0
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from ikdlib.studies import cache
+    from ikdlib.studies.study import Study
+
+    root = cache.folder(Path(options.results))
+    if options.what == "prune":
+        count, freed = cache.prune(root, options.teacher, options.days)
+        print(f"{count} slabs deleted, {freed:.0f} MiB freed")
+        return 0
+    if options.what == "make":
+        study = Study(_study_settings(options))
+        for name in study.missing_teachers():
+            raise IkdError(f"teachers: there is no {name} yet; train it first, or give TEACHERS=")
+        for job in cache.needed(study):
+            for epoch, computed in cache.make(study, job):
+                done = "computed" if computed else "there"
+                print(f"{job.spec.teacher} seed {job.spec.seed} epoch {epoch}: {done}", flush=True)
+    table = cache.listing(root)
+    print(table.to_string(index=False, float_format="{:.1f}".format) if len(table) else "no teacher logits")
+    print(f"{table['MiB'].sum():.0f} MiB in {root}")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from ikdlib import data
+    from ikdlib.studies import throughput
+    from ikdlib.studies.study import Study
+    from ikdlib.training.job import choose_device
+
+    if options.trial:
+        throughput.take_part(throughput.Trial.from_json(sys.stdin.readline()))
+        return 0
+    study = Study(_study_settings(options))
+    classes, height, width, _ = data.shape(study.profile.data)
+    spec = study.synthetic_spec(study.pairs[0], study.methods[-1])
+    table = throughput.compare(spec, (classes, height, width), choose_device(options.device))
+    print(table.to_string(index=False, float_format="{:.0f}".format))
+    print(f"{study.pairs[0]} {spec.method}: {throughput.best(table)} at once give most images a second")
     return 0
 
 

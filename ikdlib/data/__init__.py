@@ -1,7 +1,7 @@
 """Data sets by name, as uint8 images in memory.
 
-One file per data set: it has a function `decode(root, cache) -> Decoded` and the constants MEAN, STD and
-PADDING, and one row in `_MODULES`.
+One file per data set: it has the functions `decode(root, cache) -> Decoded` and `shape()`, the constants
+MEAN, STD and PADDING, and one row in `_MODULES`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from ikdlib.data.base import DataSet, ImageSet, hold_out
 from ikdlib.spec import known
 
-__all__ = ["DataSet", "ImageSet", "load", "names"]
+__all__ = ["DataSet", "ImageSet", "load", "names", "shape"]
 
 _MODULES = {"cifar100": "ikdlib.data.cifar100", "glyphs100": "ikdlib.data.glyphs"}
 
@@ -20,6 +20,12 @@ _MODULES = {"cifar100": "ikdlib.data.cifar100", "glyphs100": "ikdlib.data.glyphs
 def names() -> tuple[str, ...]:
     """The names `load` knows."""
     return tuple(_MODULES)
+
+
+def shape(name: str) -> tuple[int, int, int, int]:
+    """Classes, height, width and number of training images of a data set, without loading it."""
+    known(name, names(), "data", "data set")
+    return import_module(_MODULES[name]).shape()
 
 
 def load(

@@ -51,6 +51,11 @@ def checksums() -> dict[str, str]:
     return {**files, CIFAR100.meta["filename"]: CIFAR100.meta["md5"], ARCHIVE: CIFAR100.tgz_md5}
 
 
+def shape() -> tuple[int, int, int, int]:
+    """Classes, height, width, training images."""
+    return 100, 32, 32, 50_000
+
+
 def decode(root: str | Path | None = None, cache: str | Path | None = None) -> Decoded:
     """CIFAR-100 from `root`, in canonical order.
 

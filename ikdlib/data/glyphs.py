@@ -64,6 +64,11 @@ FONTS = tuple(
 )
 
 
+def shape() -> tuple[int, int, int, int]:
+    """Classes, height, width, training images."""
+    return len(CLASSES), SIZE, SIZE, len(CLASSES) * TRAIN_PER_CLASS
+
+
 def decode(root: str | Path | None = None, cache: str | Path | None = None) -> Decoded:
     """Glyphs-100, drawn or from the cache; `root` is not used."""
     return caching.fetch("glyphs100", _key(), draw, cache)

@@ -10,11 +10,12 @@ import torch
 
 from ikdlib import models, runs
 from ikdlib.data import DataSet
+from ikdlib.studies.throughput import synthetic_step
 from ikdlib.training.evaluate import autocast
 from ikdlib.training.job import Job, choose_device
 from ikdlib.training.teacher import Teacher
 
-WARM_UP, TIMED = 2, 4
+WARM_UP, TIMED = 4, 4
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,10 @@ def _from_finished(job: Job) -> float | None:
 
 
 def _timed_epoch(job: Job, data: DataSet) -> float:
-    """A few training steps on random images, times the steps of an epoch; and its evaluation."""
+    """A few training steps on noise, times the steps of an epoch; and its evaluation."""
     device, spec = choose_device(job.device), job.spec
-    model = models.build(spec.student, data.num_classes).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
-    images = _images(spec.recipe.batch_size, data, device)
-
-    def step() -> None:
-        with autocast(device, spec.recipe.precision):
-            logits = model(images)
-        logits.float().logsumexp(1).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    per_step = _timed(step, device)
+    height, width = data.train.images.shape[1:3]
+    per_step = _timed(synthetic_step(spec, data.num_classes, height, width, device), device)
     steps = -(-len(data.train) // spec.recipe.batch_size)
     evaluation = per_step / 3 * len(data.test) / spec.recipe.batch_size
     return per_step * steps + evaluation

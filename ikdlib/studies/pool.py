@@ -14,9 +14,11 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ikdlib import files
+from ikdlib import data, files
+from ikdlib.data.cache import default_folder
 from ikdlib.errors import WARNING, IkdError
-from ikdlib.training.job import Job
+from ikdlib.studies import memory, throughput
+from ikdlib.training.job import Job, choose_device
 
 # glibc gives large blocks back to the kernel after each step and asks for them again; keeping them
 # saves a tenth of a step of a small network on a CPU. Measured with resnet20, batch 64.
@@ -30,6 +32,9 @@ CHILD_ENVIRONMENT = {
     # once (OMP_WAIT_POLICY=PASSIVE) 53 / 771 ms, the default 39 / 149, this 36 / 86; one thread 64 / 95.
     "GOMP_SPINCOUNT": "20000",
 }
+MEASURED_FROM_STEPS = 20_000
+"""Training steps of all runs together from which on a trial of half a minute pays: 25 epochs of CIFAR."""
+
 STATUS_FILE = "IKDLIB_STATUS_FILE"
 """Environment: where a pool inside a notebook writes how far it is, for the command that started it."""
 
@@ -88,7 +93,7 @@ def run_all(jobs: Iterable[Job], workers: int = 0, show: bool = True) -> dict[st
 
     Args:
         jobs: in the order in which they should start.
-        workers: runs at once; 0 takes one a core on a CPU, one on a GPU.
+        workers: runs at once; 0 chooses (`default_workers`). Fewer start where memory allows no more.
         show: a progress bar (quiet inside an executed notebook).
 
     Raises:
@@ -97,10 +102,11 @@ def run_all(jobs: Iterable[Job], workers: int = 0, show: bool = True) -> dict[st
     pending = [job for job in jobs if job.run.status not in ("finished", "diverged")]
     if not pending:
         return {}
-    workers = workers or default_workers(pending)
-    workers = min(workers, len(pending))
+    workers = min(workers or default_workers(pending), len(pending))
+    if workers > 1:
+        workers = memory.fitting(workers, choose_device(pending[0].device))
     threads = max(1, (os.cpu_count() or 1) // workers)
-    pending = [job.updated(threads=job.threads or threads) for job in pending]
+    pending = [job.updated(threads=job.threads or threads, share=1 / workers) for job in pending]
     pool = LocalPool(workers)
     logs = [job.run.folder / "log.txt" for job in pending]
     said = {log: log.stat().st_size if log.exists() else 0 for log in logs}  # by earlier attempts
@@ -116,16 +122,24 @@ def run_all(jobs: Iterable[Job], workers: int = 0, show: bool = True) -> dict[st
     if failed:
         by_id = {job.spec.run_id: job for job in pending}
         log = by_id[failed[0]].run.folder / "log.txt"
-        raise IkdError(f"{len(failed)} of {len(status)} runs failed; {_last_line(log)} (log: {log})")
+        reason = _reason(status[failed[0]], log)
+        raise IkdError(f"{len(failed)} of {len(status)} runs failed; {reason} (log: {log})")
     return status
 
 
 def default_workers(jobs: list[Job]) -> int:
-    """One run a core on a CPU: one thread a run wastes less than sharing one run's small layers."""
-    from ikdlib.training.job import choose_device
+    """The number at once that gives most runs an hour: measured where there are hours to do.
 
-    on_cpu = choose_device(jobs[0].device).type == "cpu"
-    return min(len(jobs), os.cpu_count() or 1) if on_cpu else 1
+    For less work than `MEASURED_FROM_STEPS` the trial would cost more than it saves: one run a core on a
+    CPU (one thread a run wastes less than sharing one run's small layers), one on a GPU.
+    """
+    spec, device = jobs[0].spec, choose_device(jobs[0].device)
+    classes, height, width, images = data.shape(spec.data)
+    epochs = sum(job.spec.recipe.epochs for job in jobs)
+    if len(jobs) > 1 and epochs * images / spec.recipe.batch_size >= MEASURED_FROM_STEPS:
+        kept = default_folder() / "jobs.json"
+        return throughput.choose(spec, (classes, height, width), jobs[0].device, kept)
+    return min(len(jobs), os.cpu_count() or 1) if device.type == "cpu" else 1
 
 
 def _watch(jobs: list[Job], futures: dict[str, Future], said: dict[Path, int], show: bool) -> None:
@@ -187,6 +201,10 @@ def _line(job: Job, futures: dict[str, Future]) -> str:
     return f"{job.spec.method} s{job.spec.seed} {progress['epoch']}/{progress['epochs']}{accuracy}"
 
 
-def _last_line(log: Path) -> str:
+def _reason(code: int, log: Path) -> str:
+    """Why a child failed: the signal that killed it, else the last line of its log."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (" (out of memory, as a rule)" if name == "SIGKILL" else "")
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
     return lines[-1] if lines else "it printed nothing"

@@ -36,7 +36,7 @@ class StudySettings(Settings):
     teachers: str = setting("", description="folder of trained teachers")
     device: Literal["auto", "cpu", "cuda"] = setting("auto")
     results: str = setting("results")
-    jobs: int = setting(0, ge=0, description="runs at once; 0 chooses")
+    jobs: int = setting(0, ge=0, description="runs at once; 0 or auto chooses")
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,17 @@ class Study:
             run_spec = self._spec(teacher, student, spec, recipe, seed, teacher_name)
             jobs.append(self._job(run_spec, teacher, seed == min(self.seeds)))
         return jobs
+
+    def synthetic_spec(self, pair: str, method: str) -> RunSpec:
+        """A spec of the study as far as speed goes, which needs neither data nor a trained teacher."""
+        teacher_name, student = protocol.split_pair(pair)
+        method_spec = protocol.method_spec(self.settings.protocol, teacher_name, student, method)
+        recipe = protocol.recipe(self.settings.protocol, teacher_name, student, self.epochs, self.precision)
+        asked = {"teacher": teacher_name, "teacher_sha256": "0" * 64} if method_spec.needs_teacher else {}
+        return RunSpec(
+            data=self.profile.data, data_sha256="0" * 64, student=student, method=method_spec,
+            recipe=recipe, seed=0, **asked,
+        )  # fmt: skip
 
     def student_jobs(self) -> list[Job]:
         """Every student of the study once: `ce` of one student serves all its pairs.

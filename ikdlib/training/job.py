@@ -37,6 +37,7 @@ class Job(Settings):
     slabs: str | None = setting(None, description="folder of teacher logits")
     device: Literal["auto", "cpu", "cuda"] = setting("auto")
     threads: int | None = setting(None, ge=1)
+    share: float = setting(1.0, gt=0, le=1, description="of the GPU's memory, where several runs share one")
     keep_logits: bool = setting(False)
     compile: Literal["auto", "on", "off"] = setting("auto", description="torch.compile, on a CPU")
 
@@ -109,6 +110,8 @@ def execute(job: Job, stop: Stop | None = None, say=print) -> int:
     if job.threads:
         torch.set_num_threads(job.threads)
     device = choose_device(job.device)
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(job.share)
     with run.lock(say=say):
         if run.status in ("finished", "diverged"):
             say(f"{spec.run_id}: {run.status} before")

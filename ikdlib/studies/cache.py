@@ -1,0 +1,93 @@
+"""The teacher's logits on disk: made ahead, listed with what they cost, thrown away.
+
+They are a cache: a run that misses a slab computes it, and one that finds it ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ikdlib.data.loader import Loader
+from ikdlib.data.views import Views
+from ikdlib.studies.study import Study
+from ikdlib.training.job import Job, choose_device, load_teacher
+from ikdlib.training.teacher import Teacher, TeacherLogits
+
+
+def folder(results: Path) -> Path:
+    """Where all teachers' logits of a results folder lie."""
+    return results / "cache" / "teacher_logits"
+
+
+def needed(study: Study) -> list[Job]:
+    """One job for each (teacher, precision, seed) whose logits the study's runs ask for."""
+    jobs = {}
+    for job in study.student_jobs():
+        spec = job.spec
+        if spec.teacher is not None:
+            jobs.setdefault((spec.teacher_sha256, spec.recipe.precision, spec.seed), job)
+    return list(jobs.values())
+
+
+def make(study: Study, job: Job) -> Iterator[tuple[int, bool]]:
+    """Compute what is missing for one of `needed`, epoch by epoch: (epoch, whether it was computed)."""
+    spec, device = job.spec, choose_device(job.device)
+    model = load_teacher(spec, Path(job.teacher), study.data.num_classes)
+    height, width = study.data.train.images.shape[1:3]
+    views = Views(study.data.padding, height, width, study.data.mean, study.data.std, device)
+    loader = Loader(study.data.train, views, spec.recipe.batch_size, spec.seed, device)
+    teacher = Teacher(model, spec.teacher_sha256, spec.recipe.precision, device)
+    dtype = torch.float32 if spec.deterministic else torch.float16
+    logits = TeacherLogits(teacher, study.data, dtype, Path(job.slabs))
+    for epoch in range(1, spec.recipe.epochs + 1):
+        before = logits.computed
+        logits.slab(loader, loader.epoch(epoch))
+        yield epoch, logits.computed > before
+
+
+def listing(root: Path) -> pd.DataFrame:
+    """A row for each teacher, data and precision: slabs, MiB, and days since the last was written."""
+    rows = []
+    for path in sorted(root.glob("*/*/*.safetensors")):
+        if path.name == "accuracy.safetensors":
+            continue
+        teacher, data = path.parts[-3:-1]
+        state = path.stat()
+        rows.append({
+            "teacher": teacher, "data": data, "precision": path.stem.split("-", 1)[1], "slabs": 1,
+            "MiB": state.st_size / 2**20, "days": (time.time() - state.st_mtime) / 86400,
+            "damaged": not _opens(path),
+        })  # fmt: skip
+    if not rows:
+        return pd.DataFrame(columns=["teacher", "data", "precision", "slabs", "MiB", "days", "damaged"])
+    groups = pd.DataFrame(rows).groupby(["teacher", "data", "precision"], as_index=False)
+    return groups.agg({"slabs": "sum", "MiB": "sum", "days": "min", "damaged": "sum"})
+
+
+def prune(root: Path, teacher: str = "", days: float = 0.0) -> tuple[int, float]:
+    """Delete slabs of teachers whose sha256 begins with ``teacher``, not written for ``days`` days.
+
+    Returns how many, and how many MiB that freed. A run that is about to read one computes it again.
+    """
+    count, freed = 0, 0.0
+    for path in sorted(root.glob("*/*/*.safetensors")):
+        state = path.stat()
+        old = time.time() - state.st_mtime >= days * 86400
+        if path.parts[-3].startswith(teacher) and old and path.name != "accuracy.safetensors":
+            path.unlink()
+            count, freed = count + 1, freed + state.st_size / 2**20
+    return count, freed
+
+
+def _opens(path: Path) -> bool:
+    try:
+        with safe_open(path, "pt") as file:
+            return "logits" in file.keys()  # noqa: SIM118 (it is no dictionary)
+    except (OSError, SafetensorError):
+        return False

@@ -1,0 +1,48 @@
+"""How many runs fit into this machine's memory."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import torch
+
+CHILD_MIB = 1200
+"""Peak of one run with its compiler on a CPU: 1.1 GiB measured, CIFAR-100 in memory included."""
+
+CHILD_GPU_MIB = 1500
+"""Room on a GPU for one run's context, images and activations (reckoned, not measured)."""
+
+
+def available_mib() -> float:
+    """Memory that new processes can have: what Linux calls available, less where a container sets a limit."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return float("inf")  # not Linux: nothing is known, so nothing is forbidden
+    found = int(re.search(r"^MemAvailable:\s+(\d+) kB", text, re.M)[1]) / 1024
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no group of our own, or "max"
+        return found
+    return min(found, (limit - used) / 2**20)
+
+
+def fitting(workers: int, device: torch.device) -> int:
+    """``workers``, or as many as memory allows (at least one), with one warning when those are fewer."""
+    room, each, where = available_mib(), CHILD_MIB, "memory"
+    if device.type == "cuda":
+        on_gpu = torch.cuda.mem_get_info(device)[0] / 2**20
+        if on_gpu / CHILD_GPU_MIB < room / each:
+            room, each, where = on_gpu, CHILD_GPU_MIB, "GPU memory"
+    fit = max(1, int(min(workers, room / each)))
+    if fit < workers:
+        warnings.warn(
+            f"jobs: {workers} runs at once need about {workers * each / 1024:.0f} GiB of {where}, and "
+            f"{room / 1024:.0f} GiB are free: {fit} at once",
+            stacklevel=3,
+        )
+    return fit

@@ -1,0 +1,196 @@
+"""How many runs at once give most runs an hour on this machine: tried, not guessed.
+
+A trial starts that many processes, each with its share of cores (or of the GPU), lets them take training
+steps on noise side by side for some seconds, and adds up their images a second. Half-empty cores, a GPU that
+waits for its next kernel, and processes that fight over either all show in that one number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from ikdlib import files, methods, models, provenance
+from ikdlib.data.views import Views
+from ikdlib.errors import IkdError
+from ikdlib.spec import RunSpec, Settings
+from ikdlib.studies import memory
+from ikdlib.training.graphs import WARM_UP, GraphedStep
+from ikdlib.training.job import choose_device
+from ikdlib.training.step import Inputs, TrainStep
+
+SECONDS = 6.0
+BETTER = 1.03
+"""More at once must give this much more: the last per cent are noise, and each run takes longer."""
+
+
+class Trial(Settings):
+    """What one process of a trial does: a spec's training steps on noise of some shape."""
+
+    spec: RunSpec
+    classes: int
+    height: int
+    width: int
+    device: str
+    threads: int
+    seconds: float = SECONDS
+
+
+def synthetic_step(
+    spec: RunSpec, classes: int, height: int, width: int, device: torch.device
+) -> Callable[[], None]:
+    """A spec's training step, in the phase it spends its time in, on the same noise again and again."""
+    student = models.build(spec.student, classes).to(device, memory_format=torch.channels_last)
+    method = methods.build(spec.method, classes).to(device)
+    views = Views(4, height, width, (0.5,) * 3, (0.25,) * 3, device)
+    step = TrainStep(student, method, spec.recipe, views, device)
+    step.begin_epoch(2, 1e-4)
+    n = spec.recipe.batch_size
+    inputs = Inputs(
+        pixels=torch.randint(0, 256, (n, height, width, 3), dtype=torch.uint8).to(device),
+        target=(torch.arange(n) % classes).to(device),
+        index=torch.arange(n).to(device),
+        views=torch.randint(0, views.count, (n,)).to(device),
+        progress=torch.tensor([2.0, 0.5]).to(device),
+        teacher=torch.randn(n, classes).half().to(device) if spec.method.needs_teacher else None,
+    )
+    run = GraphedStep(step) if device.type == "cuda" else step
+    return lambda: run(inputs)
+
+
+def take_part(given: Trial) -> None:
+    """The child's side: ready, then steps until the time is over; what it measured as a line of JSON."""
+    torch.set_num_threads(given.threads)
+    device = torch.device(given.device)
+    step = synthetic_step(given.spec, given.classes, given.height, given.width, device)
+
+    def settle() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    for _ in range(WARM_UP + 1):
+        step()
+    settle()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() - began < given.seconds:
+        for _ in range(4 if device.type == "cpu" else 100):
+            step()
+            steps += 1
+        settle()
+    rate = steps * given.spec.recipe.batch_size / (time.perf_counter() - began)
+    on_gpu = torch.cuda.max_memory_reserved() if device.type == "cuda" else 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"rate": rate, "mib": peak, "gpu_mib": on_gpu / 2**20}), flush=True)
+
+
+def measure(given: Trial, count: int) -> dict[str, float]:
+    """``count`` processes at once: images a second of all together, and the largest one's memory in MiB.
+
+    Raises:
+        IkdError: one of them ended early, for want of memory as a rule.
+    """
+    from ikdlib.studies.pool import CHILD_ENVIRONMENT
+
+    command = [sys.executable, "-m", "ikdlib", "bench", "--trial", "-"]
+    children = [
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**CHILD_ENVIRONMENT, **os.environ},
+        )
+        for _ in range(count)
+    ]  # fmt: skip
+    try:
+        for child in children:
+            child.stdin.write(given.model_dump_json() + "\n")
+            child.stdin.flush()
+        if not all(child.stdout.readline() == "ready\n" for child in children):
+            raise IkdError(f"jobs: {count} runs at once do not start here")
+        for child in children:
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        lines = [child.stdout.readline() for child in children]
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+    if not all(lines):
+        raise IkdError(f"jobs: {count} runs at once do not last here")
+    found = [json.loads(line) for line in lines]
+    rate = sum(one["rate"] for one in found)
+    most = {name: max(one[name] for one in found) for name in ("mib", "gpu_mib")}
+    return {"jobs": count, "threads": given.threads, "images_per_second": round(rate, 1), **most}
+
+
+def compare(spec: RunSpec, shape: tuple[int, int, int], device: torch.device) -> pd.DataFrame:
+    """A row for 1, 2, ... runs at once, until more no longer pays or fits.
+
+    Args:
+        spec: of a run like those to come.
+        shape: classes, height, width.
+    """
+    cores = os.cpu_count() or 1
+    rows: list[dict[str, float]] = []
+    for count in _counts(device, cores):
+        threads = max(1, cores // count)
+        classes, height, width = shape
+        trial = Trial(
+            spec=spec, classes=classes, height=height, width=width, device=device.type, threads=threads
+        )
+        try:
+            rows.append(measure(trial, count))
+        except IkdError:
+            if not rows:
+                raise
+            break
+        if device.type == "cuda" and len(rows) > 1:
+            if rows[-1]["images_per_second"] < BETTER * rows[-2]["images_per_second"]:
+                break
+        if 2 * rows[-1]["mib"] * count > memory.available_mib():
+            break
+    return pd.DataFrame(rows)
+
+
+def _counts(device: torch.device, cores: int) -> Iterable[int]:
+    if device.type == "cuda":
+        return (1, 2, 3, 4, 6, 8, 12, 16)
+    return sorted({1, cores // 2 or 1, cores})
+
+
+def best(table: pd.DataFrame) -> int:
+    """The number of runs at once with most images a second; a smaller one that is as good wins."""
+    chosen = table.iloc[0]
+    for _, row in table.iterrows():
+        if row["images_per_second"] > BETTER * chosen["images_per_second"]:
+            chosen = row
+    return int(chosen["jobs"])
+
+
+def choose(spec: RunSpec, shape: tuple[int, int, int], device_name: str, kept: Path, say=print) -> int:
+    """`best`, measured once for runs like ``spec`` on this kind of machine and kept in a file."""
+    device = choose_device(device_name)
+    machine = provenance.machine(device)
+    facts = (machine["processor"], machine["cores"], machine.get("gpu", ""), torch.__version__)
+    key = " ".join(map(str, (*facts, spec.student, spec.recipe.precision, spec.recipe.batch_size)))
+    try:
+        known = json.loads(kept.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if key not in known:
+        known[key] = best(compare(spec, shape, device))
+        try:
+            files.write_json(kept, known)
+        except OSError:
+            pass  # measured again next time
+        say(f"{known[key]} runs at once give most images a second here (measured; JOBS= overrules it)")
+    return known[key]

@@ -23,7 +23,7 @@ CHOSEN = --profile "$(PROFILE)" --pairs "$(PAIRS)" --methods "$(METHODS)" --seed
 	--teachers "$(TEACHERS)" --device "$(DEVICE)" --results "$(RESULTS)" --jobs "$(JOBS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce-cifar data lab test bench lint clean
+.PHONY: help demo reproduce-cifar data lab test bench equivalence lint clean
 
 ## List the targets
 help:
@@ -49,9 +49,15 @@ lab: $(VENV)/ready
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(or $(TEST_JOBS),2) --dist loadfile
 
-## The published kind of loop against ours, as ratios: PAIRS= DEVICE=
+## The published kind of loop against ours, as ratios; how cost grows; where time goes: PAIRS= DEVICE=
 bench: $(VENV)/ready
 	$(RUN) benchmarks/compare.py $(if $(PAIRS),--pairs "$(PAIRS)") --device "$(DEVICE)" --results "$(RESULTS)"
+	$(RUN) benchmarks/where.py $(if $(PAIRS),--pairs "$(PAIRS)") --device "$(DEVICE)" --results "$(RESULTS)"
+	$(RUN) benchmarks/growth.py --device "$(DEVICE)" --results "$(RESULTS)"
+
+## Sixteen paired runs in bf16 and fp32, and whether they are equivalent: DATA= JOBS= (resumes)
+equivalence: $(VENV)/ready
+	$(RUN) -m ikdlib equivalence --data "$(DATA)" --device "$(DEVICE)" --results "$(RESULTS)" --jobs "$(JOBS)" $(if $(filter-out 0,$(DRY)),--dry)
 
 ## Check style, in notebooks too
 lint: $(VENV)/ready

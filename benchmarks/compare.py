@@ -17,10 +17,8 @@ from statistics import median
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import torch
+from record import machine_words, save
 
-from ikdlib import provenance
-from ikdlib.reporting.figures import write
 from ikdlib.studies.pool import CHILD_ENVIRONMENT
 from ikdlib.training.job import choose_device
 
@@ -70,7 +68,9 @@ def compare(pair: str, options: argparse.Namespace) -> list[dict[str, object]]:
     workers = best_workers(common, WORKERS if options.workers is None else (options.workers,))
     programs = {"reference": Program("reference", workers=workers, **common)}
     for precision in options.precisions.split(","):
-        programs[precision] = Program("ours", CHILD_ENVIRONMENT, precision=precision, **common)
+        programs[precision] = Program(
+            "ours", CHILD_ENVIRONMENT, precision=precision, compile=options.compile, **common
+        )
     for program in programs.values():
         program.round()
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="of 64 images, a round")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, help="of the reference; the best of 0, 1, 2, 8 if left out")
+    parser.add_argument("--compile", default="on", choices=("on", "off"), help="of ours, on a CPU")
     parser.add_argument("--results", type=Path, default=Path("results"))
     options = parser.parse_args()
     device = choose_device(options.device)
@@ -136,14 +137,9 @@ def main() -> None:
         print(
             pd.DataFrame(rows[-5:])[["pair", "program", "precision", "slabs", "images_per_second", "ratio"]]
         )
-    machine = provenance.machine(device)
-    kind = machine.get("gpu", machine["processor"])
-    words = f"{kind}, {options.threads} threads, torch {torch.__version__}"
-    table = pd.DataFrame(rows).assign(machine=words, commit=provenance.git_state()["commit"])
-    path = options.results / "benchmarks" / f"step-{device.type}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(chart(table, words), path, table)
-    print(f"{path}.csv, .png")
+    table = pd.DataFrame(rows)
+    machine = machine_words(device, options.threads)
+    save(table, chart(table, machine), options.results, f"step-{device.type}", machine)
 
 
 if __name__ == "__main__":

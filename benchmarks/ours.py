@@ -1,7 +1,8 @@
 """ikdlib's own trainer on the same images, a round an epoch; `compare.py` starts this program and says when.
 
 The trainer itself says how long it trained and how long the teacher answered. Reading a slab that lies there
-takes milliseconds an epoch, so *warm* is the training alone and *cold* both.
+takes milliseconds an epoch, so *warm* is the training alone and *cold* both. Compiling, which a run long
+enough does once, is not counted.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def main() -> None:
     ):
         parser.add_argument(f"--{name}", type=kind, required=True)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", default="on")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     names = tuple(f"class {number:04}" for number in range(options.classes))
@@ -52,7 +54,8 @@ def main() -> None:
         run = Run(Path(folder), spec)
         run.lock()
         run.begin()
-        trainer = Trainer(run, data, teacher, torch.device(options.device))
+        trainer = Trainer(run, data, teacher, torch.device(options.device), compile=options.compile)
+        trainer.prepare()  # a run compiles once in its life: not part of a step
         trainer._saved = trainer._told = time.monotonic()
 
         def epoch() -> dict[str, float]:

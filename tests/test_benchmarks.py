@@ -15,6 +15,7 @@ from ikdlib import methods
 from ikdlib.methods import IKD
 from ikdlib.models import Outputs
 from ikdlib.spec import MethodSpec
+from ikdlib.training import step as training_step
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -51,7 +52,9 @@ def test_the_plain_losses_are_ours(reference):
     )
 
 
-@pytest.mark.parametrize("program, more", [("reference", "--workers 0"), ("ours", "--precision fp32")])
+@pytest.mark.parametrize(
+    "program, more", [("reference", "--workers 0"), ("ours", "--precision fp32 --compile off")]
+)
 def test_a_round_for_each_line(program, more):
     words = f"--pair resnet8/resnet8 --images 128 --classes 10 --threads 1 {more}".split()
     done = subprocess.run(
@@ -62,3 +65,25 @@ def test_a_round_for_each_line(program, more):
     assert len(rounds) == 2
     assert all(one["seconds"] > 0 and one["peak_mib"] > 50 for one in rounds)
     assert program == "reference" or all(one["teacher"] > 0 for one in rounds)
+
+
+@pytest.fixture
+def where(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import where
+
+    return where
+
+
+def test_the_parts_of_a_step_are_all_of_it_and_the_trainer_is_left_as_it_was(where):
+    backward, build = torch.Tensor.backward, training_step.TrainStep.__init__
+    rows = {row["name"]: row for row in where.parts("resnet8", rounds=3)}
+    assert set(rows) == set(where.PARTS)
+    assert 80 < sum(row["percent"] for row in rows.values()) < 120, "medians of parts, not parts of a median"
+    assert rows["backward"]["ms"] > rows["SGD"]["ms"] > 0, "a convolution network spends its time backwards"
+    assert torch.Tensor.backward is backward and training_step.TrainStep.__init__ is build
+
+
+def test_kernels_are_named(where):
+    names = [row["name"] for row in where.kernels("resnet8", torch.device("cpu"))]
+    assert "aten::convolution_backward" in names[:2]

@@ -239,6 +239,13 @@ def test_bf16_is_a_setting_that_shows(tiny, tmp_path):
     assert half.history["train_loss"][0] == pytest.approx(full.history["train_loss"][0], rel=0.05)
 
 
+def test_fp32_is_not_tf32(tiny, tmp_path, monkeypatch):
+    """torch lets convolutions on a GPU round their inputs to 10 bits unless it is told not to."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    tiny.trainer(tmp_path, tiny.spec("ce"))
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_provenance_names_neither_host_nor_folder(tiny, tmp_path):
     run = tiny.train(tmp_path, tiny.spec("dkd+ikd"), tmp_path / "slabs").run
     provenance = run.provenance

@@ -1,0 +1,158 @@
+"""Where a training step's time goes: its parts by the clock, and the kernels that torch's profiler names.
+
+The parts are timed around the very functions of the trainer's step, eager on a CPU (whose calls return when
+they are done). On a GPU a graph starts everything at once: there only the kernels tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from compare import PAIRS
+from growth import settle, spec
+from record import machine_words, save
+
+from ikdlib.studies.throughput import synthetic_step
+from ikdlib.training import step as training_step
+from ikdlib.training.job import choose_device
+
+PARTS = ("augmentation", "student forward", "losses", "backward", "SGD", "the rest")
+
+
+class Clock:
+    """Sums the time spent inside the functions it was put around."""
+
+    def __init__(self) -> None:
+        self.spent = dict.fromkeys(PARTS, 0.0)
+
+    def around(self, owner: Any, name: str, part: str) -> None:
+        inner: Callable = getattr(owner, name)
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return inner(*arguments, **named)
+            finally:
+                self.spent[part] += time.perf_counter() - began
+
+        setattr(owner, name, timed)
+
+
+def parts(student: str, rounds: int) -> list[dict[str, Any]]:
+    """Median milliseconds of each part of a step on the CPU."""
+    clock, made = Clock(), []
+    build = training_step.TrainStep.__init__
+
+    def watched(self, *arguments: Any, **named: Any) -> None:
+        build(self, *arguments, **named)
+        clock.around(self.views, "apply", "augmentation")
+        clock.around(self, "forward", "student forward")
+        clock.around(self.method, "forward", "losses")
+        clock.around(self.optimizer, "step", "SGD")
+        made.append(self)
+
+    backward = torch.Tensor.backward
+    training_step.TrainStep.__init__ = watched
+    clock.around(torch.Tensor, "backward", "backward")
+    try:
+        step = synthetic_step(spec(student), 100, 32, 32, torch.device("cpu"))
+        seen = []
+        for number in range(rounds + 5):
+            clock.spent = dict.fromkeys(PARTS, 0.0)
+            began = time.perf_counter()
+            step()
+            whole = time.perf_counter() - began
+            clock.spent["the rest"] = whole - sum(clock.spent.values())
+            if number >= 5:
+                seen.append({**clock.spent, "whole": whole})
+    finally:
+        training_step.TrainStep.__init__ = build
+        torch.Tensor.backward = backward
+    whole = median(one["whole"] for one in seen)
+    rows = []
+    for part in PARTS:
+        seconds = median(one[part] for one in seen)
+        rows.append({
+            "student": student, "kind": "part", "name": part, "ms": round(1000 * seconds, 3),
+            "percent": round(100 * seconds / whole, 2),
+        })  # fmt: skip
+    return rows
+
+
+def kernels(student: str, device: torch.device, most: int = 12) -> list[dict[str, Any]]:
+    """The operators (CPU) or kernels (GPU) that take most of a step, milliseconds a step."""
+    from torch.profiler import ProfilerActivity, profile
+
+    step = synthetic_step(spec(student), 100, 32, 32, device)
+    for _ in range(6):
+        step()
+    settle(device)
+    steps = 4 if device.type == "cpu" else 50
+    activity = ProfilerActivity.CPU if device.type == "cpu" else ProfilerActivity.CUDA
+    began = time.perf_counter()
+    with profile(activities=[activity], acc_events=True) as watched:
+        for _ in range(steps):
+            step()
+        settle(device)
+    wall = time.perf_counter() - began
+
+    def own(event: Any) -> float:
+        return event.self_cpu_time_total if device.type == "cpu" else event.self_device_time_total
+
+    events = sorted(watched.key_averages(), key=own, reverse=True)
+    total = sum(map(own, events))
+    busy = {"student": student, "kind": "device busy", "name": "all", "ms": round(total / steps / 1000, 3)}
+    rows = [{**busy, "percent": round(total / wall / 1e4, 2)}] if device.type == "cuda" else []
+    for event in events[:most]:
+        rows.append({
+            "student": student, "kind": "kernel", "name": event.key[:60],
+            "ms": round(own(event) / steps / 1000, 3), "percent": round(100 * own(event) / total, 2),
+        })  # fmt: skip
+    return rows
+
+
+def chart(table: pd.DataFrame, machine: str) -> plt.Figure:
+    """A bar for each student, its parts end to end."""
+    kind = "part" if (table["kind"] == "part").any() else "kernel"
+    rows = table[table["kind"] == kind]
+    wide = rows.pivot(index="student", columns="name", values="percent")
+    wide = wide.loc[rows["student"].unique()[::-1], rows["name"].unique()]
+    axes = wide.plot.barh(stacked=True, figsize=(9, 3.2), width=0.7, colormap="cividis", ylabel="")
+    axes.set_xlabel("per cent of a training step")
+    axes.set_title(f"dkd+ikd, batch 64, fp32, {machine}", fontsize=9)
+    axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1.0, 1.0))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.figure.tight_layout()
+    return axes.figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", default=PAIRS)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device, rows = choose_device(options.device), []
+    for pair in options.pairs.split(","):
+        student = pair.split("/")[1]
+        rows += parts(student, options.rounds) if device.type == "cpu" else []
+        rows += kernels(student, device)
+        print(pd.DataFrame(rows)[lambda t, s=student: t["student"] == s].to_string(index=False), flush=True)
+    table, machine = pd.DataFrame(rows), machine_words(device, options.threads)
+    save(table, chart(table, machine), options.results, f"where-{device.type}", machine)
+
+
+if __name__ == "__main__":
+    main()

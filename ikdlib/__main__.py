@@ -65,8 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--data", default="", help="a folder that is there already")
     data.set_defaults(run=_data)
 
-    cache = commands.add_parser("cache", help="the teachers' logits on disk: list, make, prune")
-    cache.add_argument("what", choices=("list", "make", "prune"))
+    cache = commands.add_parser("cache", help="the teachers' logits on disk: list, cost, make, prune")
+    cache.add_argument("what", choices=("list", "cost", "make", "prune"))
     cache.add_argument("--teacher", default="", help="prune: of this teacher, by the start of its sha256")
     cache.add_argument("--days", type=float, default=0, help="prune: not written for so many days")
     _study_options(cache)
@@ -184,6 +184,7 @@ def _data(options: argparse.Namespace) -> int:
 
 def _cache(options: argparse.Namespace) -> int:
     from ikdlib.studies import cache
+    from ikdlib.studies.estimate import seconds_of_slab
     from ikdlib.studies.study import Study
 
     root = cache.folder(Path(options.results))
@@ -191,14 +192,18 @@ def _cache(options: argparse.Namespace) -> int:
         count, freed = cache.prune(root, options.teacher, options.days)
         print(f"{count} slabs deleted, {freed:.0f} MiB freed")
         return 0
-    if options.what == "make":
+    if options.what != "list":
         study = Study(_study_settings(options))
         for name in study.missing_teachers():
             raise IkdError(f"teachers: there is no {name} yet; train it first, or give TEACHERS=")
         for job in cache.needed(study):
-            for epoch, computed in cache.make(study, job):
-                done = "computed" if computed else "there"
-                print(f"{job.spec.teacher} seed {job.spec.seed} epoch {epoch}: {done}", flush=True)
+            slabs, title = cache.Slabs(study, job), f"{job.spec.teacher} seed {job.spec.seed}"
+            missing = len(slabs.missing())
+            seconds = seconds_of_slab(job, study.data) * missing
+            cost = f"{missing * slabs.mib_each:.0f} MiB, about {seconds / 60:.0f} min of one core or GPU"
+            print(f"{title}: {missing} of {len(slabs.epochs)} epochs to compute, {cost}", flush=True)
+            for epoch, seconds in slabs.make() if options.what == "make" else ():
+                print(f"{title} epoch {epoch}: {seconds:.1f} s", flush=True)
     table = cache.listing(root)
     print(table.to_string(index=False, float_format="{:.1f}".format) if len(table) else "no teacher logits")
     print(f"{table['MiB'].sum():.0f} MiB in {root}")

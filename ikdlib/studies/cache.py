@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from ikdlib.data.loader import Loader
 from ikdlib.data.views import Views
 from ikdlib.studies.study import Study
+from ikdlib.training.compiled import PAYS_FROM_STEPS
 from ikdlib.training.job import Job, choose_device, load_teacher
 from ikdlib.training.teacher import Teacher, TeacherLogits
 
@@ -35,20 +36,35 @@ def needed(study: Study) -> list[Job]:
     return list(jobs.values())
 
 
-def make(study: Study, job: Job) -> Iterator[tuple[int, bool]]:
-    """Compute what is missing for one of `needed`, epoch by epoch: (epoch, whether it was computed)."""
-    spec, device = job.spec, choose_device(job.device)
-    model = load_teacher(spec, Path(job.teacher), study.data.num_classes)
-    height, width = study.data.train.images.shape[1:3]
-    views = Views(study.data.padding, height, width, study.data.mean, study.data.std, device)
-    loader = Loader(study.data.train, views, spec.recipe.batch_size, spec.seed, device)
-    teacher = Teacher(model, spec.teacher_sha256, spec.recipe.precision, device)
-    dtype = torch.float32 if spec.deterministic else torch.float16
-    logits = TeacherLogits(teacher, study.data, dtype, Path(job.slabs))
-    for epoch in range(1, spec.recipe.epochs + 1):
-        before = logits.computed
-        logits.slab(loader, loader.epoch(epoch))
-        yield epoch, logits.computed > before
+class Slabs:
+    """The teacher's logits that one of `needed` asks for, epoch by epoch."""
+
+    def __init__(self, study: Study, job: Job):
+        spec, device = job.spec, choose_device(job.device)
+        model = load_teacher(spec, Path(job.teacher), study.data.num_classes)
+        height, width = study.data.train.images.shape[1:3]
+        views = Views(study.data.padding, height, width, study.data.mean, study.data.std, device)
+        self.loader = Loader(study.data.train, views, spec.recipe.batch_size, spec.seed, device)
+        self.teacher = Teacher(model, spec.teacher_sha256, spec.recipe.precision, device)
+        dtype = torch.float32 if spec.deterministic else torch.float16
+        self.logits = TeacherLogits(self.teacher, study.data, dtype, Path(job.slabs))
+        self.epochs = range(1, spec.recipe.epochs + 1)
+        self.mib_each = len(study.data.train) * study.data.num_classes * dtype.itemsize / 2**20
+
+    def missing(self) -> list[int]:
+        """Epochs without a slab."""
+        return [n for n in self.epochs if not self.logits.path(self.loader.epoch(n)).exists()]
+
+    def make(self) -> Iterator[tuple[int, float]]:
+        """Compute what is missing: (epoch, seconds it took), one by one."""
+        missing, views = self.missing(), self.loader.views
+        batches = len(missing) * len(self.loader.images) / self.teacher.batch_size
+        if self.teacher.device.type == "cpu" and batches >= PAYS_FROM_STEPS:
+            self.teacher.compile(views.height, views.width)
+        for number in missing:
+            began = time.perf_counter()
+            self.logits.slab(self.loader, self.loader.epoch(number))
+            yield number, time.perf_counter() - began
 
 
 def listing(root: Path) -> pd.DataFrame:

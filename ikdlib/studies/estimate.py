@@ -42,7 +42,7 @@ def seconds_of(job: Job, data: DataSet, measured: dict[str, Estimate]) -> Estima
     seconds, basis = left * measured[steps].seconds, measured[steps].basis
     logits = f"{spec.teacher_sha256} {spec.recipe.precision} {spec.seed}"
     if spec.teacher is not None and logits not in measured:
-        measured[logits] = Estimate(_timed_slab(job, data), "from timed steps")
+        measured[logits] = Estimate(seconds_of_slab(job, data), "from timed steps")
         seconds += left * measured[logits].seconds
         basis += ", with the teacher's logits"
     return Estimate(seconds, basis)
@@ -68,7 +68,7 @@ def _timed_epoch(job: Job, data: DataSet) -> float:
     return per_step * steps + evaluation
 
 
-def _timed_slab(job: Job, data: DataSet) -> float:
+def seconds_of_slab(job: Job, data: DataSet) -> float:
     """A few passes of the teacher's architecture, times the images of an epoch."""
     device, spec = choose_device(job.device), job.spec
     model = models.build(spec.teacher, data.num_classes).eval()
@@ -77,7 +77,7 @@ def _timed_slab(job: Job, data: DataSet) -> float:
 
     def ask() -> None:
         with torch.inference_mode(), autocast(device, spec.recipe.precision):
-            teacher.model(images)
+            teacher.answer(images)
 
     return _timed(ask, device) * len(data.train) / teacher.batch_size
 

@@ -50,20 +50,20 @@ class Teacher:
         self.device = device
         # Measured: a CPU is fastest while a layer's activations fit its cache, a GPU when it is full.
         self.batch_size = 64 if device.type == "cpu" else 2000
-        self._answer: Callable[[Tensor], Tensor] = folded(self.model)
+        self.answer: Callable[[Tensor], Tensor] = folded(self.model)
 
     def compile(self, height: int, width: int) -> None:
         """Answer from compiled code, whose weights are constants (another 1.1 to 1.4 times on a CPU)."""
         with torch.inference_mode():
             shape = (self.batch_size, 3, height, width)
-            self._answer = Compiled(self._answer, shape, self.precision, {"freezing": True})
+            self.answer = Compiled(self.answer, shape, self.precision, {"freezing": True})
 
     def logits(self, loader: Loader, epoch: Epoch, check: Callable[[], None]) -> Tensor:
         """Logits of an epoch's views in its order, fp32 [N, C]; ``check`` runs between batches."""
         rows = []
         with torch.inference_mode(), autocast(self.device, self.precision):
             for batch in loader.questions(epoch, self.batch_size):
-                rows.append(self._answer(batch.images).float())
+                rows.append(self.answer(batch.images).float())
                 check()
         return torch.cat(rows)  # outside inference mode: autograd may keep what it multiplies with
 
@@ -100,9 +100,7 @@ class TeacherLogits:
         }  # fmt: skip
         if self.folder is None:
             return self._compute(loader, epoch, check)
-        # The fingerprint stands for augmentation, seed, epoch and holdout at once: it IS what was asked.
-        name = f"{epoch.fingerprint[:16]}-{self.teacher.precision}-{str(self.dtype).split('.')[-1]}"
-        path = self.folder / f"{name}.safetensors"
+        path = self.path(epoch)
         with self._locked(path):
             slab = self._read(path, facts)
             if slab is None:
@@ -111,6 +109,12 @@ class TeacherLogits:
             else:
                 self.found += 1
         return slab.to(self.teacher.device)
+
+    def path(self, epoch: Epoch) -> Path:
+        """The file of an epoch's slab; raises `TypeError` where slabs are kept nowhere."""
+        # The fingerprint stands for augmentation, seed, epoch and holdout at once: it IS what was asked.
+        name = f"{epoch.fingerprint[:16]}-{self.teacher.precision}-{str(self.dtype).split('.')[-1]}"
+        return self.folder / f"{name}.safetensors"
 
     def accuracy(self, loader: Loader) -> dict[str, float]:
         """The teacher's own test accuracy, measured once and kept beside its slabs.

@@ -127,16 +127,18 @@ METHODS = ("ce", "kd", "dkd", "nkd", "wttm", "ce+ikd", "dkd+ikd", "nkd+ikd", "wt
 
 
 def short_recipe(tiny, learning_rate):
-    return tiny.spec().recipe.updated(epochs=4, warmup=2, milestones=(3,), learning_rate=learning_rate)
+    """21 steps: warm-up, full rate, one decay."""
+    return tiny.spec().recipe.updated(epochs=7, warmup=2, milestones=(5,), learning_rate=learning_rate)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_loop_equals_a_slow_one(tiny, tmp_path, method):
-    """Slabs, fused SGD, padding by a table and sums on the device change nothing but rounding.
+    """Slabs, a folded teacher, fused SGD, padding by a table: nothing changes but rounding.
 
-    Measured: 4e-7 apart. Both keep channels-last memory, so that the convolutions add in one order.
+    Measured: 5e-7 apart at most. Both keep channels-last memory, so that the convolutions add in one order.
+    The rate is low because a training enlarges rounding step by step: at 0.005 it is 2e-4 after 21 steps.
     """
-    spec = tiny.spec(method, recipe=short_recipe(tiny, 0.005))
+    spec = tiny.spec(method, recipe=short_recipe(tiny, 0.0005))
     fast = tiny.train(tmp_path, spec)
     weights, losses = slow_training(tiny, spec, torch.channels_last)
     assert distance(fast.student.state_dict(), weights) < TOLERANCE
@@ -149,7 +151,7 @@ def test_the_loop_equals_a_slow_one_in_contiguous_memory(tiny, tmp_path, method)
 
     (At 0.05 two slow loops, one in each memory format, are as far apart as the fast and the slow one.)
     """
-    spec = tiny.spec(method, recipe=short_recipe(tiny, 0.0005))
+    spec = tiny.spec(method, recipe=short_recipe(tiny, 0.0002))
     fast = tiny.train(tmp_path, spec)
     weights, losses = slow_training(tiny, spec)
     assert distance(fast.student.state_dict(), weights) < TOLERANCE
@@ -159,7 +161,7 @@ def test_the_loop_equals_a_slow_one_in_contiguous_memory(tiny, tmp_path, method)
 @pytest.mark.parametrize("error", [{"rate_error": 1.05}, {"shuffle_means": True}])
 def test_the_comparison_would_notice_an_error(tiny, tmp_path, error):
     """Planted: a learning rate 5 % off for half of the run; class means that belong to other classes."""
-    spec = tiny.spec("dkd+ikd", recipe=short_recipe(tiny, 0.005))
+    spec = tiny.spec("dkd+ikd", recipe=short_recipe(tiny, 0.0005))
     fast = tiny.train(tmp_path, spec)
     weights, _ = slow_training(tiny, spec, torch.channels_last, **error)
     assert distance(fast.student.state_dict(), weights) > TOLERANCE

@@ -43,6 +43,8 @@ def machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+    if limit := os.environ.get("ONEDNN_MAX_CPU_ISA"):
+        facts["instructions up to"] = limit
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
         facts["cuda"] = torch.version.cuda

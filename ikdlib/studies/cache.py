@@ -57,10 +57,9 @@ class Slabs:
 
     def make(self) -> Iterator[tuple[int, float]]:
         """Compute what is missing: (epoch, seconds it took), one by one."""
-        missing, views = self.missing(), self.loader.views
+        missing = self.missing()
         batches = len(missing) * len(self.loader.images) / self.teacher.batch_size
-        if self.teacher.device.type == "cpu" and batches >= PAYS_FROM_STEPS:
-            self.teacher.compile(views.height, views.width)
+        self.teacher.compiles = self.teacher.device.type == "cpu" and batches >= PAYS_FROM_STEPS
         for number in missing:
             began = time.perf_counter()
             self.logits.slab(self.loader, self.loader.epoch(number))

@@ -21,7 +21,7 @@ from ikdlib.models import CifarModel
 from ikdlib.training.evaluate import autocast
 
 PAYS_FROM_STEPS = 5000
-"""Training steps left, or as many batches of a teacher: 12 % of them take about as long as compiling."""
+"""Training steps of a run, or as many batches of a teacher: a tenth of them takes as long as compiling."""
 
 
 class Compiled:

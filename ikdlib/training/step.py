@@ -12,12 +12,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ikdlib.data.loader import Batch
+from ikdlib import models
+from ikdlib.data.loader import Batch, generator
 from ikdlib.data.views import Views
 from ikdlib.methods.base import Method
 from ikdlib.models import CifarModel, Outputs
 from ikdlib.spec import Recipe
 from ikdlib.training.evaluate import autocast
+
+
+def student_weights(spec_student: str, num_classes: int, seed: int) -> CifarModel:
+    """The student a seed starts from: its own generator, untouched by method, settings or device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator("student", seed).initial_seed())
+        return models.build(spec_student, num_classes)
 
 
 class Inputs(NamedTuple):

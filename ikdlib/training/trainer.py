@@ -22,9 +22,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ikdlib import files, methods, models, provenance
+from ikdlib import files, methods, provenance
 from ikdlib.data import DataSet
-from ikdlib.data.loader import Epoch, Loader, Stored, generator
+from ikdlib.data.loader import Epoch, Loader, Stored
 from ikdlib.data.views import Views
 from ikdlib.errors import IkdError
 from ikdlib.models import CifarModel
@@ -34,7 +34,7 @@ from ikdlib.training.compiled import PAYS_FROM_STEPS, Compiled
 from ikdlib.training.evaluate import evaluate
 from ikdlib.training.graphs import GraphedStep
 from ikdlib.training.schedule import learning_rate
-from ikdlib.training.step import Inputs, TrainStep, below
+from ikdlib.training.step import Inputs, TrainStep, below, student_weights
 from ikdlib.training.teacher import Teacher, TeacherLogits
 
 CHECKPOINT_SECONDS = 30.0
@@ -47,13 +47,6 @@ class Interrupted(Exception):
 
 class Diverged(Exception):
     """The loss is no longer a number."""
-
-
-def student_weights(spec_student: str, num_classes: int, seed: int) -> CifarModel:
-    """The student a seed starts from: its own generator, untouched by method, settings or device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator("student", seed).initial_seed())
-        return models.build(spec_student, num_classes)
 
 
 class Trainer:
@@ -118,15 +111,16 @@ class Trainer:
         self._prepared = True
         if self.run.checkpoint.exists():
             self._restore()
-        left = (self.spec.recipe.epochs - self.epoch + 1) * self.loader.steps
+        # All steps, not those left: a run resumed near its end must go on with the same code to the same bits.
+        steps = self.spec.recipe.epochs * self.loader.steps
         possible = self.device.type == "cpu" and not self.spec.deterministic
-        if not possible or self.compile == "off" or (self.compile == "auto" and left < PAYS_FROM_STEPS):
+        if not possible or self.compile == "off" or (self.compile == "auto" and steps < PAYS_FROM_STEPS):
             return
         height, width = self.data.train.images.shape[1:3]
         shape = (self.spec.recipe.batch_size, 3, height, width)
         self.train_step.forward = Compiled(self.student.train(), shape, self.spec.recipe.precision)
         if self.teacher_logits is not None:
-            self.teacher_logits.teacher.compile(height, width)
+            self.teacher_logits.teacher.compiles = True
 
     def train(self) -> dict[str, Any]:
         """Train to the end, or to a stop; returns the content of ``result.json``.

@@ -51,7 +51,7 @@ def test_without_a_compiler_it_warns_once_and_trains_all_the_same(tiny, tmp_path
 
 
 def test_it_is_used_where_it_pays(tiny, tmp_path, monkeypatch):
-    """Not for the 9 steps of a tiny run, nor in deterministic mode; from `PAYS_FROM_STEPS` steps left on."""
+    """Not for the 9 steps of a tiny run, nor in deterministic mode; from `PAYS_FROM_STEPS` steps on."""
     asked = []
 
     def note(model, shape, precision, options=None):

@@ -111,7 +111,7 @@ class Trainer:
         self._prepared = True
         if self.run.checkpoint.exists():
             self._restore()
-        # All steps, not those left: a run resumed near its end must go on with the same code to the same bits.
+        # All steps, not those left: a run resumed near its end goes on with the same code, to the same bits.
         steps = self.spec.recipe.epochs * self.loader.steps
         possible = self.device.type == "cpu" and not self.spec.deterministic
         if not possible or self.compile == "off" or (self.compile == "auto" and steps < PAYS_FROM_STEPS):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ikdlib.data.base import ImageSet
-from ikdlib.data.loader import Batch, Loader, generator
+from ikdlib.data.loader import Batch, Epoch, Loader, generator
 from ikdlib.data.views import Views
 from ikdlib.errors import IkdError
 
@@ -134,6 +135,110 @@ def test_a_gpu_sees_the_same_epoch():
     here = loader()
     there = Loader(images(), here.views, 16, 0, "cuda")
     assert here.epoch(1).fingerprint == there.epoch(1).fingerprint
+    for a, b in zip(here.batches(here.epoch(1)), there.batches(there.epoch(1)), strict=True):
+        assert b.images.is_cuda
+        assert same(a, Batch(b.images.cpu(), b.target.cpu(), b.index.cpu(), b.rows))
+
+
+# Images that do not fit the device
+
+
+@pytest.fixture
+def full(monkeypatch) -> list[torch.Tensor]:
+    """No device has room for images; the tensors that are pinned, to be uploaded, one by one."""
+    pinned: list[torch.Tensor] = []
+
+    def refuse(image_set, device):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 147 MiB.\nA page of advice.")
+
+    def pin(tensor, *_):  # the real one needs a GPU
+        assert tensor.device == torch.device("cpu")
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(ImageSet, "to", refuse)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    return pinned
+
+
+def of_a_gpu() -> Epoch:
+    """An epoch on a pretended GPU (`FakeTensorMode`): tensors with a device and no content, which
+    refuse to be mixed with those of another device as a GPU's do."""
+    there = torch.zeros(N, dtype=torch.int64, device="cuda")
+    return Epoch(1, there, there, torch.zeros(N, dtype=torch.int64), "")
+
+
+def test_images_that_do_not_fit_stay_with_one_warning_of_one_line(full):
+    with pytest.warns(UserWarning) as said:
+        made = loader(n=30_000)
+    (warning,) = said
+    text = str(warning.message)
+    assert "\n" not in text and "cpu has no room" in text and "host memory" in text
+    assert "4 MiB" in text, "30,000 images of 8 x 6 pixels with 3 bytes each are 4.1 MiB"
+    assert len(made.images) == 30_000
+
+
+@pytest.mark.filterwarnings("ignore:.*has no room")
+def test_batches_of_images_that_did_not_fit_are_the_same_to_the_bit(monkeypatch, full):
+    """Of a training epoch, from its start and from its middle, and of the teacher's questions."""
+    there = loader(seed=3)
+    monkeypatch.undo()
+    here = loader(seed=3)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor)
+    order = there.epoch(2)
+    assert order.fingerprint == here.epoch(2).fingerprint
+    for start in (0, 2):
+        batches = list(there.batches(order, start=start))
+        assert len(batches) == 5 - start
+        assert all(same(a, b) for a, b in zip(here.batches(here.epoch(2), start), batches, strict=True))
+    asked = zip(here.questions(here.epoch(2), 50), there.questions(order, 50), strict=True)
+    assert all(same(a, b) for a, b in asked)
+    tested = (made.evaluation_batches(images(23), 10) for made in (here, there))
+    assert all(same(a, b) for a, b in zip(*tested, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*has no room")
+def test_a_batch_goes_up_at_a_time_not_the_set(full):
+    """Torch's ``meta`` plays the device: what was sent there is gone, and what was sent is noted."""
+    made = Loader(images(), Views(4, 8, 6, (0.5,) * 3, (0.2,) * 3, "meta"), 16, 0, "meta")
+    numbers = torch.randperm(N, generator=generator("order", 0, 2))
+    sent = 0
+    for batch in made.batches(made.epoch(2), start=1):
+        assert {x.device.type for x in (batch.images, batch.target, batch.index)} == {"meta"}
+        pixels, target = full[sent:]
+        assert torch.equal(pixels, images().images[numbers[batch.rows]])
+        assert torch.equal(target, images().targets[numbers[batch.rows]])
+        sent = len(full)
+    assert sent == 2 * 4
+
+
+def test_images_that_fit_are_taken_from_where_they_lie(monkeypatch):
+    """No batch is uploaded, also where the GPU is named without its number, which a tensor's device has."""
+
+    def refuse(tensor, *_):
+        raise AssertionError("uploaded again")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    for name in ("cuda", "cuda:0"):
+        with FakeTensorMode():
+            made = Loader(images(), Views(4, 8, 6, (0.5,) * 3, (0.2,) * 3, name), 16, 0, name)
+            assert made.images.images.device == torch.device("cuda:0")
+            batches = list(made.batches(of_a_gpu()))
+        assert len(batches) == 5
+        for batch in batches:
+            devices = {batch.images.device, batch.target.device, batch.index.device}
+            assert devices == {torch.device("cuda:0")}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_without_room_sees_the_same_epoch(monkeypatch):
+    def refuse(image_set, device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    here = loader()
+    monkeypatch.setattr(ImageSet, "to", refuse)
+    with pytest.warns(UserWarning, match="no room"):
+        there = Loader(images(), here.views, 16, 0, "cuda")
     for a, b in zip(here.batches(here.epoch(1)), there.batches(there.epoch(1)), strict=True):
         assert b.images.is_cuda
         assert same(a, Batch(b.images.cpu(), b.target.cpu(), b.index.cpu(), b.rows))

@@ -201,3 +201,144 @@ def test_children_get_their_environment_unless_told_otherwise(jobs, tmp_path, mo
     seen = dict(line.split("=", 1) for line in lines if "=" in line)
     assert seen["MALLOC_TRIM_THRESHOLD_"] == pool.CHILD_ENVIRONMENT["MALLOC_TRIM_THRESHOLD_"]
     assert seen["MALLOC_TOP_PAD_"] == "1" and seen["PATH"] == os.environ["PATH"]
+
+
+# How many at once
+
+
+def rewritten(tmp_path: Path, old: str, new: str) -> None:
+    """The child's program with something else in one place."""
+    program = tmp_path / "child"
+    before = program.read_text()
+    assert old in before
+    program.write_text(before.replace(old, new))
+
+
+@pytest.fixture
+def pools(monkeypatch) -> list[int]:
+    """The workers of each pool that is made."""
+    made: list[int] = []
+
+    class Noted(LocalPool):
+        def __init__(self, workers: int):
+            made.append(workers)
+            super().__init__(workers)
+
+    monkeypatch.setattr(pool, "LocalPool", Noted)
+    return made
+
+
+def test_a_killed_child_is_told_by_its_signal_and_the_others_finish(jobs, tmp_path):
+    """What the kernel kills for want of memory says nothing itself: its log ends in the middle."""
+    rewritten(
+        tmp_path, "if seed == 2:", "if seed == 4:\n    os.kill(os.getpid(), signal.SIGKILL)\nif seed == 2:"
+    )
+    mixed = jobs(4, 1, 5)
+    with pytest.raises(IkdError) as error:
+        run_all(mixed, workers=2, show=False)
+    said = str(error.value)
+    assert "1 of 3 runs failed" in said and "SIGKILL" in said and "out of memory" in said
+    assert str(mixed[0].run.folder / "log.txt") in said and "\n" not in said
+    assert [job.run.status for job in mixed] == ["missing", "finished", "finished"]
+
+
+def test_another_signal_is_not_called_a_want_of_memory(jobs, tmp_path):
+    rewritten(
+        tmp_path, "if seed == 2:", "if seed == 4:\n    os.kill(os.getpid(), signal.SIGSEGV)\nif seed == 2:"
+    )
+    with pytest.raises(IkdError, match="SIGSEGV") as error:
+        run_all(jobs(4), show=False)
+    assert "memory" not in str(error.value)
+
+
+def test_a_child_that_fails_without_a_word_is_told_so(jobs, tmp_path):
+    rewritten(tmp_path, "if seed == 2:", "if seed == 4:\n    sys.exit(1)\nif seed == 2:")
+    with pytest.raises(IkdError, match="it printed nothing"):
+        run_all(jobs(4), show=False)
+
+
+@pytest.mark.parametrize("workers, started, share", [(2, 2, 0.5), (4, 3, 1 / 3), (1, 1, 1.0)])
+def test_the_gpus_memory_is_shared_out(jobs, tmp_path, workers, started, share):
+    """Each child is told its part, so that together they want no more than there is."""
+    rewritten(tmp_path, 'str(job["threads"])', 'str(job["share"])')
+    three = jobs(1, 4, 5)
+    run_all(three, workers=workers, show=False)
+    told = {float((job.run.folder / "started").read_text()) for job in three}
+    assert told == {share} and started * share == 1
+
+
+def test_more_than_memory_allows_are_fewer_with_one_warning(jobs, tmp_path, pools, monkeypatch):
+    """Four asked for, room for two and a half: two at once, each with half of the GPU and of the cores."""
+    rewritten(tmp_path, 'str(job["threads"])', 'str(job["threads"]) + " " + str(job["share"])')
+    monkeypatch.setattr(pool.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(pool.memory, "available_mib", lambda: 2.5 * pool.memory.CHILD_MIB)
+    four = jobs(1, 4, 5, 9)
+    with pytest.warns(UserWarning, match="4 runs at once") as said:
+        run_all(four, workers=4, show=False)
+    assert len(said) == 1 and str(said[0].message).endswith("2 at once")
+    assert pools == [2]
+    assert {(job.run.folder / "started").read_text() for job in four} == {"4 0.5"}
+    assert {job.run.status for job in four} == {"finished"}
+
+
+def test_enough_memory_and_a_single_run_are_no_reason_to_warn(jobs, pools, monkeypatch, recwarn):
+    """One run starts in any case: whether it fits is found by trying."""
+    monkeypatch.setattr(pool.memory, "available_mib", lambda: 2 * pool.memory.CHILD_MIB)
+    run_all(jobs(1, 4, 5), workers=2, show=False)
+    monkeypatch.setattr(pool.memory, "available_mib", lambda: 1.0)
+    run_all(jobs(9), workers=8, show=False)
+    run_all(jobs(6, 7), workers=1, show=False)
+    assert pools == [2, 1, 1] and not recwarn
+
+
+@pytest.fixture
+def choosing(monkeypatch) -> list[tuple]:
+    """Replaces the measurement: it says three, and notes what it was asked."""
+    asked: list[tuple] = []
+
+    def choose(*given) -> int:
+        asked.append(given)
+        return 3
+
+    monkeypatch.setattr(pool.throughput, "choose", choose)
+    monkeypatch.setattr(pool.os, "cpu_count", lambda: 2)
+    return asked
+
+
+def test_short_work_is_not_measured(jobs, choosing):
+    """One run a core, and no more than there are runs."""
+    assert pool.default_workers(jobs(1, 4, 5)) == 2
+    assert pool.default_workers(jobs(1)) == 1
+    assert choosing == []
+
+
+def test_long_work_is_measured(jobs, choosing, pools, monkeypatch, tmp_path):
+    """And what was measured is how many start."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(pool, "MEASURED_FROM_STEPS", 1)
+    long = jobs(1, 4, 5, 9)
+    assert pool.default_workers(long) == 3
+    ((spec, shape, device, kept),) = choosing
+    assert spec == long[0].spec and shape == (100, 32, 32) and device == "cpu"
+    assert kept == tmp_path / "cache" / "ikdlib" / "jobs.json"
+    run_all(long, show=False)
+    assert pools == [3] and len(choosing) == 2
+
+
+@pytest.mark.parametrize("more, measured", [(0, True), (1, False)])
+def test_long_begins_where_the_steps_of_all_runs_together_say(jobs, choosing, monkeypatch, more, measured):
+    """Three runs of 2 epochs of Glyphs-100, 100 classes of 44 images, in batches of 64."""
+    monkeypatch.setattr(pool, "MEASURED_FROM_STEPS", 3 * 2 * 4400 / 64 + more)
+    assert pool.default_workers(jobs(1, 4, 5)) == (3 if measured else 2)
+    assert bool(choosing) == measured
+
+
+def test_one_long_run_has_nobody_to_share_with(jobs, choosing, monkeypatch):
+    monkeypatch.setattr(pool, "MEASURED_FROM_STEPS", 1)
+    assert pool.default_workers(jobs(1)) == 1 and choosing == []
+
+
+def test_a_number_that_was_asked_for_is_not_measured(jobs, choosing, pools, monkeypatch):
+    monkeypatch.setattr(pool, "MEASURED_FROM_STEPS", 1)
+    run_all(jobs(1, 4, 5), workers=2, show=False)
+    assert pools == [2] and choosing == []

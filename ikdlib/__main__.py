@@ -187,7 +187,7 @@ def _cache(options: argparse.Namespace) -> int:
     from ikdlib.studies.estimate import seconds_of_slab
     from ikdlib.studies.study import Study
 
-    root = cache.folder(Path(options.results))
+    root = cache.folder(Path(options.results or "results"))
     if options.what == "prune":
         count, freed = cache.prune(root, options.teacher, options.days)
         print(f"{count} slabs deleted, {freed:.0f} MiB freed")

@@ -11,7 +11,3 @@ class IkdError(Exception):
 
 WARNING = "ikdlib: warning: "
 """How a command's warnings begin, in a terminal and in a run's log."""
-
-
-WARNING = "ikdlib: warning: "
-"""How a command's warnings begin, in a terminal and in a run's log."""

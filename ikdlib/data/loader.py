@@ -140,7 +140,7 @@ class Loader:
         for first in range(start * size, len(epoch), size):
             rows = slice(first, min(first + size, len(epoch)))
             index = epoch.index[rows]
-            here = index if self.images.images.device == self.device else epoch.on_host[rows]
+            here = index if self.images.images.device == index.device else epoch.on_host[rows]
             pixels = self._upload(self.images.images.index_select(0, here))
             target = self._upload(self.images.targets.index_select(0, here))
             yield Stored(pixels, epoch.views[rows], target, index, rows)
@@ -167,6 +167,6 @@ class Loader:
         return Batch(images, stored.target, stored.index, stored.rows)
 
     def _upload(self, tensor: Tensor) -> Tensor:
-        if tensor.device == self.device:
+        if tensor.device.type == self.device.type:
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)

@@ -31,7 +31,7 @@ def verdict(rows: pd.DataFrame, planned: int, margin: float) -> str:
     Equivalent is: the 90 % interval of the mean paired difference lies within the margin (points).
     """
     by_seed = rows.set_index("seed")
-    found = paired_difference(by_seed["bf16"], by_seed["fp32"], level=0.90)
+    found = paired_difference(by_seed["bf16"].to_dict(), by_seed["fp32"].to_dict(), level=0.90)
     if found is None or found.low is None:
         return f"{len(rows)} of {planned} pairs finished: no verdict yet"
     words = (

@@ -1,6 +1,7 @@
 """The teacher's logits on disk: made ahead, listed with what they cost, thrown away.
 
-They are a cache: a run that misses a slab computes it, and one that finds it ends with the same bits.
+They are a cache: a run that misses a slab computes it. One that finds it ends with the same bits, where both
+were computed by the same code (compiled or not differs by rounding, before the slab is rounded to fp16).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ikdlib.data.views import Views
 from ikdlib.studies.study import Study
 from ikdlib.training.compiled import PAYS_FROM_STEPS
 from ikdlib.training.job import Job, choose_device, load_teacher
+from ikdlib.training.step import set_switches
 from ikdlib.training.teacher import Teacher, TeacherLogits
 
 
@@ -40,7 +42,9 @@ class Slabs:
     """The teacher's logits that one of `needed` asks for, epoch by epoch."""
 
     def __init__(self, study: Study, job: Job):
-        spec, device = job.spec, choose_device(job.device)
+        self.spec, device = job.spec, choose_device(job.device)
+        spec = self.spec
+        set_switches(spec.deterministic)
         model = load_teacher(spec, Path(job.teacher), study.data.num_classes)
         height, width = study.data.train.images.shape[1:3]
         views = Views(study.data.padding, height, width, study.data.mean, study.data.std, device)
@@ -56,14 +60,15 @@ class Slabs:
         return [n for n in self.epochs if not self.logits.path(self.loader.epoch(n)).exists()]
 
     def make(self) -> Iterator[tuple[int, float]]:
-        """Compute what is missing: (epoch, seconds it took), one by one."""
-        missing = self.missing()
-        batches = len(missing) * len(self.loader.images) / self.teacher.batch_size
-        self.teacher.compiles = self.teacher.device.type == "cpu" and batches >= PAYS_FROM_STEPS
-        for number in missing:
-            began = time.perf_counter()
+        """Compute what is missing or damaged: (epoch, seconds it took), one by one."""
+        batches = len(self.missing()) * len(self.loader.images) / self.teacher.batch_size
+        on_cpu = self.teacher.device.type == "cpu"
+        self.teacher.compiles = on_cpu and not self.spec.deterministic and batches >= PAYS_FROM_STEPS
+        for number in self.epochs:
+            began, before = time.perf_counter(), self.logits.computed
             self.logits.slab(self.loader, self.loader.epoch(number))
-            yield number, time.perf_counter() - began
+            if self.logits.computed > before:
+                yield number, time.perf_counter() - began
 
 
 def listing(root: Path) -> pd.DataFrame:
@@ -75,7 +80,7 @@ def listing(root: Path) -> pd.DataFrame:
         teacher, data = path.parts[-3:-1]
         state = path.stat()
         rows.append({
-            "teacher": teacher, "data": data, "precision": path.stem.split("-", 1)[1], "slabs": 1,
+            "teacher": teacher, "data": data, "precision": path.stem.partition("-")[2], "slabs": 1,
             "MiB": state.st_size / 2**20, "days": (time.time() - state.st_mtime) / 86400,
             "damaged": not _opens(path),
         })  # fmt: skip

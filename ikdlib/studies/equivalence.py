@@ -9,6 +9,7 @@ was trained for as long, in fp32: its answers are cheap, and their precision is 
 from __future__ import annotations
 
 from ikdlib.runs import Run
+from ikdlib.studies import teachers
 from ikdlib.studies.study import Study, StudySettings
 from ikdlib.training.job import Job
 
@@ -18,13 +19,21 @@ MARGIN = 0.5
 """Points of top-1 accuracy."""
 
 
+class _Arm(Study):
+    """One precision's runs; both are taught by the one teacher, whatever else lies in the folder."""
+
+    def teacher(self, architecture: str) -> teachers.TeacherFile | None:
+        spec = self.teacher_spec(architecture, EPOCHS, "fp32")
+        return teachers.locate(architecture, self.data.num_classes, None, self.own_teachers, [spec])
+
+
 def study(settings: StudySettings, precision: str) -> Study:
     """The sixteen runs of one precision; of ``settings`` it takes where things lie."""
     fixed = {
         "profile": "short", "pairs": PAIR, "methods": METHOD, "epochs": EPOCHS, "precision": precision,
         "seeds": ",".join(map(str, SEEDS)),
     }  # fmt: skip
-    return Study(settings.updated(**fixed))
+    return _Arm(settings.updated(**fixed))
 
 
 def teacher_job(settings: StudySettings) -> Job | None:

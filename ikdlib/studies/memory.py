@@ -26,9 +26,11 @@ def available_mib() -> float:
     try:
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text())
+        # Files that were read count as used until somebody wants the room.
+        files = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.M)
     except (OSError, ValueError):  # no group of our own, or "max"
         return found
-    return min(found, (limit - used) / 2**20)
+    return min(found, (limit - used + (int(files[1]) if files else 0)) / 2**20)
 
 
 def fitting(workers: int, device: torch.device) -> int:

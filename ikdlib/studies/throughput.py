@@ -7,6 +7,7 @@ waits for its next kernel, and processes that fight over either all show in that
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -26,7 +27,7 @@ from ikdlib.spec import RunSpec, Settings
 from ikdlib.studies import memory
 from ikdlib.training.graphs import WARM_UP, GraphedStep
 from ikdlib.training.job import choose_device
-from ikdlib.training.step import Inputs, TrainStep
+from ikdlib.training.step import Inputs, TrainStep, set_switches
 
 SECONDS = 6.0
 BETTER = 1.03
@@ -70,6 +71,7 @@ def synthetic_step(
 def take_part(given: Trial) -> None:
     """The child's side: ready, then steps until the time is over; what it measured as a line of JSON."""
     torch.set_num_threads(given.threads)
+    set_switches(given.spec.deterministic)
     device = torch.device(given.device)
     step = synthetic_step(given.spec, given.classes, given.height, given.width, device)
 
@@ -103,29 +105,31 @@ def measure(given: Trial, count: int) -> dict[str, float]:
     from ikdlib.studies.pool import CHILD_ENVIRONMENT
 
     command = [sys.executable, "-m", "ikdlib", "bench", "--trial", "-"]
-    children = [
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**CHILD_ENVIRONMENT, **os.environ},
-        )
-        for _ in range(count)
-    ]  # fmt: skip
+    children: list[subprocess.Popen] = []
     try:
-        for child in children:
-            child.stdin.write(given.model_dump_json() + "\n")
-            child.stdin.flush()
-        if not all(child.stdout.readline() == "ready\n" for child in children):
-            raise IkdError(f"jobs: {count} runs at once do not start here")
-        for child in children:
-            child.stdin.write("go\n")
-            child.stdin.flush()
-        lines = [child.stdout.readline() for child in children]
+        for _ in range(count):
+            children.append(
+                subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                    env={**CHILD_ENVIRONMENT, **os.environ},
+                )
+            )  # fmt: skip
+        for text, expected, verb in ((given.model_dump_json(), "ready", "start"), ("go", "{", "last")):
+            for child in children:
+                child.stdin.write(text + "\n")
+                child.stdin.flush()
+            lines = [child.stdout.readline() for child in children]
+            if not all(line.startswith(expected) for line in lines):
+                raise IkdError(f"jobs: {count} runs at once do not {verb} here")
+    except OSError as error:  # no room for one more, or one is gone and its pipe with it
+        raise IkdError(f"jobs: {count} runs at once do not start here ({error.strerror})") from None
     finally:
         for child in children:
             child.kill()
-            child.communicate()
-    if not all(lines):
-        raise IkdError(f"jobs: {count} runs at once do not last here")
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
     found = [json.loads(line) for line in lines]
     rate = sum(one["rate"] for one in found)
     most = {name: max(one[name] for one in found) for name in ("mib", "gpu_mib")}
@@ -142,6 +146,8 @@ def compare(spec: RunSpec, shape: tuple[int, int, int], device: torch.device) ->
     cores = os.cpu_count() or 1
     rows: list[dict[str, float]] = []
     for count in _counts(device, cores):
+        if rows and rows[-1]["mib"] * count > memory.available_mib():
+            break
         threads = max(1, cores // count)
         classes, height, width = shape
         trial = Trial(
@@ -156,8 +162,6 @@ def compare(spec: RunSpec, shape: tuple[int, int, int], device: torch.device) ->
         if device.type == "cuda" and len(rows) > 1:
             if rows[-1]["images_per_second"] < BETTER * rows[-2]["images_per_second"]:
                 break
-        if 2 * rows[-1]["mib"] * count > memory.available_mib():
-            break
     return pd.DataFrame(rows)
 
 
@@ -183,8 +187,8 @@ def choose(spec: RunSpec, shape: tuple[int, int, int], device_name: str, kept: P
     facts = (machine["processor"], machine["cores"], machine.get("gpu", ""), torch.__version__)
     key = " ".join(map(str, (*facts, spec.student, spec.recipe.precision, spec.recipe.batch_size)))
     try:
-        known = json.loads(kept.read_text())
-    except (OSError, ValueError):
+        known = dict(json.loads(kept.read_text()))
+    except (OSError, ValueError, TypeError):
         known = {}
     if key not in known:
         known[key] = best(compare(spec, shape, device))

@@ -85,7 +85,8 @@ def choose_device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise IkdError("device: cuda was asked for, but torch finds no CUDA GPU here; use DEVICE=cpu or auto")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    # With its number, as tensors there say it: "cuda" and "cuda:0" are not equal.
+    return torch.device("cuda:0" if available and name != "cpu" else "cpu")
 
 
 def load_teacher(spec: RunSpec, path: Path, num_classes: int) -> models.CifarModel:

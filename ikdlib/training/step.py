@@ -21,6 +21,13 @@ from ikdlib.spec import Recipe
 from ikdlib.training.evaluate import autocast
 
 
+def set_switches(deterministic: bool) -> None:
+    """torch's switches for this process: repeatable to the bit, or the fastest algorithms; fp32 is fp32."""
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.allow_tf32 = False  # torch's default rounds convolutions' inputs to 10 bits
+
+
 def student_weights(spec_student: str, num_classes: int, seed: int) -> CifarModel:
     """The student a seed starts from: its own generator, untouched by method, settings or device."""
     with torch.random.fork_rng(devices=[]):

@@ -34,7 +34,7 @@ from ikdlib.training.compiled import PAYS_FROM_STEPS, Compiled
 from ikdlib.training.evaluate import evaluate
 from ikdlib.training.graphs import GraphedStep
 from ikdlib.training.schedule import learning_rate
-from ikdlib.training.step import Inputs, TrainStep, below, student_weights
+from ikdlib.training.step import Inputs, TrainStep, below, set_switches, student_weights
 from ikdlib.training.teacher import Teacher, TeacherLogits
 
 CHECKPOINT_SECONDS = 30.0
@@ -77,9 +77,7 @@ class Trainer:
         self.run, self.spec, self.data, self.device = run, run.spec, data, device
         self.stop, self.keep_logits, self.compile = stop, keep_logits, compile
         recipe = self.spec.recipe
-        torch.use_deterministic_algorithms(self.spec.deterministic)
-        torch.backends.cudnn.benchmark = not self.spec.deterministic
-        torch.backends.cudnn.allow_tf32 = False  # torch's default would make fp32 on a GPU something else
+        set_switches(self.spec.deterministic)
         height, width = data.train.images.shape[1:3]
         views = Views(data.padding, height, width, data.mean, data.std, device)
         self.loader = Loader(data.train, views, recipe.batch_size, self.spec.seed, device)

@@ -107,7 +107,8 @@ class Loader:
                 f"the images are {size[0]}x{size[1]} (height x width) but the views were made for "
                 f"{views.height}x{views.width}; build Views with the images' size"
             )
-        self.device = views.device if device is None else torch.device(device)
+        self.views = views.to(views.device if device is None else device)
+        self.device = self.views.device  # a tensor's: "cuda:0" where "cuda" was asked for, and the two differ
         try:
             self.images = images.to(self.device)
         except torch.OutOfMemoryError:
@@ -117,7 +118,6 @@ class Loader:
                 stacklevel=2,
             )
             self.images = images
-        self.views = views.to(self.device)
         self.batch_size, self.seed = batch_size, seed
 
     @property

@@ -12,10 +12,11 @@ from ikdlib import models, runs
 from ikdlib.data import DataSet
 from ikdlib.studies.throughput import synthetic_step
 from ikdlib.training.evaluate import autocast
+from ikdlib.training.graphs import WARM_UP as GRAPH_WARM_UP
 from ikdlib.training.job import Job, choose_device
 from ikdlib.training.teacher import Teacher
 
-WARM_UP, TIMED = 4, 4
+WARM_UP, TIMED = GRAPH_WARM_UP + 1, 4
 
 
 @dataclass(frozen=True)

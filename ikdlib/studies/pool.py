@@ -103,10 +103,11 @@ def run_all(jobs: Iterable[Job], workers: int = 0, show: bool = True) -> dict[st
     if not pending:
         return {}
     workers = min(workers or default_workers(pending), len(pending))
+    device = choose_device(pending[0].device)
     if workers > 1:
-        workers = memory.fitting(workers, choose_device(pending[0].device))
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    pending = [job.updated(threads=job.threads or threads, share=1 / workers) for job in pending]
+        workers = memory.fitting(workers, device)
+    threads, share = max(1, (os.cpu_count() or 1) // workers), memory.gpu_share(workers, device)
+    pending = [job.updated(threads=job.threads or threads, share=share) for job in pending]
     pool = LocalPool(workers)
     logs = [job.run.folder / "log.txt" for job in pending]
     said = {log: log.stat().st_size if log.exists() else 0 for log in logs}  # by earlier attempts

@@ -50,6 +50,7 @@ def synthetic_step(
     spec: RunSpec, classes: int, height: int, width: int, device: torch.device
 ) -> Callable[[], None]:
     """A spec's training step, in the phase it spends its time in, on the same noise again and again."""
+    set_switches(spec.deterministic)
     student = models.build(spec.student, classes).to(device, memory_format=torch.channels_last)
     method = methods.build(spec.method, classes).to(device)
     views = Views(4, height, width, (0.5,) * 3, (0.25,) * 3, device)
@@ -64,14 +65,13 @@ def synthetic_step(
         progress=torch.tensor([2.0, 0.5]).to(device),
         teacher=torch.randn(n, classes).half().to(device) if spec.method.needs_teacher else None,
     )
-    run = GraphedStep(step) if device.type == "cuda" else step
+    run = GraphedStep(step) if device.type == "cuda" and not spec.deterministic else step
     return lambda: run(inputs)
 
 
 def take_part(given: Trial) -> None:
     """The child's side: ready, then steps until the time is over; what it measured as a line of JSON."""
     torch.set_num_threads(given.threads)
-    set_switches(given.spec.deterministic)
     device = torch.device(given.device)
     step = synthetic_step(given.spec, given.classes, given.height, given.width, device)
 
@@ -146,7 +146,7 @@ def compare(spec: RunSpec, shape: tuple[int, int, int], device: torch.device) ->
     cores = os.cpu_count() or 1
     rows: list[dict[str, float]] = []
     for count in _counts(device, cores):
-        if rows and rows[-1]["mib"] * count > memory.available_mib():
+        if rows and not _fits(rows[-1], count, device):
             break
         threads = max(1, cores // count)
         classes, height, width = shape
@@ -163,6 +163,13 @@ def compare(spec: RunSpec, shape: tuple[int, int, int], device: torch.device) ->
             if rows[-1]["images_per_second"] < BETTER * rows[-2]["images_per_second"]:
                 break
     return pd.DataFrame(rows)
+
+
+def _fits(row: dict[str, float], count: int, device: torch.device) -> bool:
+    """Whether ``count`` processes like those of a trial have room; on a GPU, as `memory.fitting` allows."""
+    if device.type == "cuda" and count * memory.CHILD_GPU_MIB > torch.cuda.mem_get_info(device)[0] / 2**20:
+        return False
+    return row["mib"] * count <= memory.available_mib()
 
 
 def _counts(device: torch.device, cores: int) -> Iterable[int]:

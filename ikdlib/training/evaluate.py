@@ -25,7 +25,7 @@ def evaluate(model: CifarModel, loader: Loader, images: ImageSet) -> tuple[dict[
     """
     training = model.training
     model.eval()
-    size = 100 if loader.device.type == "cpu" else 2000
+    size = 100 if loader.device.type == "cpu" else 500  # of ResNet50, 500 images take 2.3 GiB
     logits, hits1, hits5, loss = [], 0, 0, 0.0
     for batch in loader.evaluation_batches(images, size):
         output = model(batch.images).float()

@@ -32,15 +32,19 @@ class GraphedStep:
         self._stream = torch.cuda.Stream(step.device)
         self._pool = None
 
+    @property
+    def captured(self) -> int:
+        """Graphs in use."""
+        return len(self._graphs)
+
     def __call__(self, inputs: Inputs) -> None:
         kind = (len(inputs.target), self.step.method.phase)
-        if kind not in self._graphs and (not self.can_capture or self._seen[kind] < WARM_UP):
-            self._seen[kind] += 1
-            self._as_it_stands(inputs)
-            return
-        if kind not in self._graphs and not self._capture(kind, inputs):
-            self._as_it_stands(inputs)
-            return
+        if kind not in self._graphs:
+            warm = self.can_capture and self._seen[kind] >= WARM_UP
+            if not warm or not self._capture(kind, inputs):
+                self._seen[kind] += 1
+                self._as_it_stands(inputs)
+                return
         graph, places = self._graphs[kind]
         for place, value in zip(places, inputs, strict=True):
             if place is not None:
@@ -56,19 +60,32 @@ class GraphedStep:
         main.wait_stream(self._stream)
 
     def _capture(self, kind: Hashable, inputs: Inputs) -> bool:
-        """Record a step (capturing runs nothing); False, with one warning, where the method forbids it."""
+        """Record a step (capturing runs nothing); False where the method forbids it."""
         places = Inputs(*(None if value is None else value.clone() for value in inputs))
+        main = torch.cuda.current_stream(self.step.device)
         graph = torch.cuda.CUDAGraph()
         try:
             # One pool for all: no two graphs run at once, and nothing in it outlives its step.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 self.step(places)
+            self._pool = graph.pool()
         except RuntimeError as error:
-            self.step.optimizer.zero_grad(set_to_none=True)
-            self.can_capture = False
-            first = str(error).splitlines()[0]
-            warnings.warn(f"no CUDA graph of this step, it runs without one ({first})", stacklevel=3)
+            torch.cuda.set_stream(main)  # torch does not, where ending the capture fails
+            self._give_up(graph, error)
             return False
-        self._pool = graph.pool()
         self._graphs[kind] = graph, places
         return True
+
+    def _give_up(self, failed: torch.cuda.CUDAGraph, error: BaseException) -> None:
+        """No graphs from here on, not even those that were captured before; one warning tells why.
+
+        A graph that goes takes cuBLAS's workspace of its stream with it, which the others still use (pytorch
+        issue 193402), and in torch 2.11 the allocator still asks the failed one: it stays, they go.
+        """
+        self.can_capture, self._failed = False, failed
+        self._graphs.clear()
+        self.step.optimizer.zero_grad(set_to_none=True)
+        while error.__context__ is not None:  # "failed due to a previous error": the previous one tells why
+            error = error.__context__
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"no CUDA graph of this step, it runs without one ({first})", stacklevel=4)

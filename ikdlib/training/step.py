@@ -26,6 +26,7 @@ def set_switches(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.allow_tf32 = False  # torch's default rounds convolutions' inputs to 10 bits
+    torch.set_float32_matmul_precision("highest")
 
 
 def student_weights(spec_student: str, num_classes: int, seed: int) -> CifarModel:
@@ -115,7 +116,7 @@ class TrainStep:
     def __call__(self, inputs: Inputs) -> None:
         """Train on one batch and add its losses (times its size) and hits to `sums`."""
         images = self.views.apply(inputs.pixels, inputs.views)
-        batch = Batch(images, inputs.target, inputs.index, inputs.progress)
+        batch = Batch(images, inputs.target, inputs.index, progress=inputs.progress)
         with autocast(self.device, self.precision):
             if self.method.needs <= {"logits", "index"}:
                 student = Outputs(logits=self.forward(images))
@@ -149,7 +150,7 @@ class TrainStep:
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up `state`; the sums go to `begin_epoch`, because they belong to an epoch."""
+        """Take up `state`, before the first step; the sums go to `begin_epoch`: they belong to an epoch."""
         self.student.load_state_dict(below(tensors, "student"))
         self.method.load_state_dict(below(tensors, "method"))
         # Into the parameter's own memory layout: fused SGD walks raw memory, and a momentum that lies

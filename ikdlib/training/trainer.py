@@ -141,10 +141,11 @@ class Trainer:
         began = time.monotonic()
         rate = learning_rate(self.spec.recipe, self.epoch)
         order = self.loader.epoch(self.epoch)
-        slab = self._slab(order)
         progress = self._progress_of_epoch()
         self.train_step.begin_epoch(self.epoch, rate, self._resumed_sums)
         self._resumed_sums = {}
+        slab = self._slab(order)  # after the sums are back: a stop meanwhile saves them
+        self._settle()
         ready = time.monotonic()
         self.seconds["teacher"] += ready - began
         epoch_began, self._clock = began, ready
@@ -152,8 +153,8 @@ class Trainer:
             self._train_step(stored, progress[self.step], slab)
             self.step += 1
             self._between_steps()
-        self._account("training")
         self._check_numbers()
+        self._account("training")
         self.train_step.method.end_epoch(self.epoch)
         self.history.append(self._row(rate, len(order), epoch_began))
         self.epoch, self.step, self.train_step.sums = self.epoch + 1, 0, {}
@@ -186,13 +187,18 @@ class Trainer:
         """Look at the clock: stop, save or tell, each only when it is due, so the device is left alone."""
         now, stopped = time.monotonic(), self.stop()
         if stopped or now - self._saved >= CHECKPOINT_SECONDS:
-            self._account("training")
             self._check_numbers()
+            self._account("training")
             self._save()
         if stopped:
             raise Interrupted
         if now - self._told >= PROGRESS_SECONDS:
             self._tell()
+
+    def _settle(self) -> None:
+        """Wait for a GPU, which works on while Python runs ahead: between epochs only."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _account(self, what: str) -> None:
         now = time.monotonic()
@@ -292,7 +298,7 @@ class Trainer:
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
             "images_per_second": round(images / max(self.seconds["training"], 1e-9), 1),
             "compiled": isinstance(self.train_step.forward, Compiled) and self.train_step.forward.works,
-            "graphs": isinstance(self._do_step, GraphedStep) and self._do_step.can_capture,
+            "graphs": isinstance(self._do_step, GraphedStep) and self._do_step.captured > 0,
             "slabs": None if teacher is None else {"computed": teacher.computed, "found": teacher.found},
             "resumed_at": self.started_from,
         }

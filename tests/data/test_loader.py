@@ -130,6 +130,18 @@ def test_what_cannot_be_batched_is_refused():
         loader(n=0)
 
 
+@pytest.mark.parametrize("asked", ["cuda", "cuda:0", None])
+def test_a_gpu_without_a_number_is_the_one_its_tensors_are_on(asked):
+    """A pretended GPU: "cuda" and "cuda:0" are not equal, though they are the same."""
+    with FakeTensorMode():
+        shown = Views(4, 8, 8, (0.5,) * 3, (0.5,) * 3, "cuda")
+        pixels, targets = torch.zeros(10, 8, 8, 3, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64)
+        made = Loader(ImageSet(pixels, targets), shown, 4, 0, asked)
+        order = torch.zeros(10, dtype=torch.int64)
+        epoch = Epoch(1, order.to("cuda"), order.to("cuda"), order, "x")
+        assert [b.images.device.type for b in made.batches(epoch)] == ["cuda"] * 3
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_sees_the_same_epoch():
     here = loader()

@@ -160,3 +160,16 @@ def test_the_scarcer_is_what_fewer_runs_fit_into_not_what_is_smaller(monkeypatch
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GIB, 80 * GIB))
     with pytest.warns(UserWarning, match="of memory, and 8 GiB are free: 4 at once"):
         assert memory.fitting(8, GPU) == 4
+
+
+# A GPU's memory, shared out
+
+
+def test_a_share_leaves_room_for_what_no_allocator_counts(monkeypatch):
+    """80 GiB for 8 runs: each may use 10 GiB less its own context."""
+    gpu = type("Properties", (), {"total_memory": 80 * GIB})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    share = memory.gpu_share(8, torch.device("cuda:0"))
+    assert share * 80 * 1024 == pytest.approx(10 * 1024 - memory.CONTEXT_GPU_MIB)
+    assert memory.gpu_share(1, torch.device("cuda:0")) == 1.0
+    assert memory.gpu_share(4, torch.device("cpu")) == 0.25

@@ -70,6 +70,16 @@ def test_a_stop_is_heeded_wherever_it_is_asked_for(tiny, uninterrupted, tmp_path
     assert places == one + two
 
 
+def test_a_second_stop_while_the_teacher_is_asked_loses_no_sums(tiny, uninterrupted, tmp_path):
+    """Stopped inside an epoch, taken up, stopped again before its first step: a third goes on from both."""
+    spec = tiny.spec("dkd+ikd")
+    tiny.train_until(tmp_path, spec, 2, 2)
+    again = tiny.trainer(tmp_path, spec)
+    tiny.interrupt(again, lambda: True)
+    assert (again.epoch, again.step) == (2, 2)
+    assert tiny.outcome(tiny.train(tmp_path, spec).run) == uninterrupted(spec)
+
+
 def test_the_columns_of_a_resumed_history_stand_in_the_same_order(tiny, tmp_path):
     spec = tiny.spec("dkd+ikd")
     tiny.train_until(tmp_path / "stopped", spec, 2, 1)

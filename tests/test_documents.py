@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -203,6 +204,25 @@ def test_the_readmes_numbers_are_those_of_the_run_folders():
         assert best == f"{run.result['best']['top1']:.2f} (n=1)"
         last_row = run.history.iloc[-1]
         assert (last_row["epoch"], last_row["test_top1"]) == (24, run.result["last"]["top1"])
+    for link in re.findall(r"\]\((results/[^)]*)\)", shown):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_readmes_speeds_are_those_of_the_benchmark():
+    """Every number of the table against `results/benchmarks/step-cpu.csv`, from a clean checkout."""
+    shown = read("README.md").split("<!-- speed -->")[1].split("<!-- /speed -->")[0]
+    measured = pd.read_csv(ROOT / "results/benchmarks/step-cpu.csv", keep_default_na=False)
+    assert measured["clean"].astype(str).eq("True").all() and measured["commit"].nunique() == 1
+    assert measured["rounds"].eq(5).all() and "torch 2.14.1" in measured["machine"][0]
+    cells = measured.set_index(["pair", "program", "precision", "slabs"])
+    lines = [line for line in shown.splitlines() if line.startswith("|")][2:]
+    assert [line.split("|")[1].strip() for line in lines] == list(measured["pair"].unique())
+    for line in lines:
+        pair, plain, *ours = (cell.strip() for cell in line.strip("|").split("|"))
+        assert float(plain) == cells.loc[(pair, "reference", "fp32", ""), "images_per_second"]
+        for text, key in zip(ours, (("fp32", "warm"), ("fp32", "cold"), ("bf16", "warm")), strict=True):
+            row = cells.loc[(pair, "ikdlib", *key)]
+            assert text == f"{row['images_per_second']} ({row['ratio']:.2f} x)"
     for link in re.findall(r"\]\((results/[^)]*)\)", shown):
         assert (ROOT / link).exists(), link
 

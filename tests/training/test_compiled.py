@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -70,3 +74,23 @@ def test_it_is_used_where_it_pays(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "PAYS_FROM_STEPS", 10)
     tiny.trainer(tmp_path, tiny.spec("ce", deterministic=False)).prepare()
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_the_compiler_is_at_work_ends_the_process_at_once(number):
+    """Nobody asks `stop()` then, and there is nothing to save; afterwards a stop is noted again, and saves."""
+    program = f"""
+import os, time
+from ikdlib.training.job import Stop
+stop = Stop()
+with stop.nothing_to_lose():
+    pass
+os.kill(os.getpid(), {int(number)})
+print(stop(), flush=True)
+with stop.nothing_to_lose():
+    os.kill(os.getpid(), {int(number)})
+    time.sleep(30)
+print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("True\n", 128 + number)

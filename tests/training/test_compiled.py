@@ -78,7 +78,7 @@ def test_it_is_used_where_it_pays(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_while_the_compiler_is_at_work_ends_the_process_at_once(number):
-    """Nobody asks `stop()` then, and there is nothing to save; afterwards a stop is noted again, and saves."""
+    """Nobody asks `stop()` then, and there is nothing to save; outside of it a stop is only noted."""
     program = f"""
 import os, time
 from ikdlib.training.job import Stop

@@ -109,7 +109,10 @@ def chart(table: pd.DataFrame, machine: str) -> plt.Figure:
     table = table.assign(bar=table[["program", "precision", "slabs"]].agg(" ".join, axis=1).str.strip())
     wide = table.pivot(index="pair", columns="bar", values="images_per_second")
     wide = wide.loc[table["pair"].unique(), table["bar"].unique()]
-    axes = wide.plot.bar(figsize=(9, 4.2), rot=0, width=0.8, ylabel="training images a second", xlabel="")
+    colours = ["#999999", "#0072B2", "#56B4E9", "#D55E00", "#E69F00"]  # of Okabe and Ito: colour-blind safe
+    axes = wide.plot.bar(
+        figsize=(9, 4.2), rot=0, width=0.8, ylabel="training images a second", xlabel="", color=colours
+    )
     axes.set_title(f"dkd+ikd, batch 64, {machine}", fontsize=10)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, fontsize=8)

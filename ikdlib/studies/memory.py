@@ -37,6 +37,11 @@ def available_mib() -> float:
     return min(found, (limit - used + (int(files[1]) if files else 0)) / 2**20)
 
 
+def gpu_free_mib(device: torch.device) -> float:
+    """Memory of a GPU that nobody has taken."""
+    return torch.cuda.mem_get_info(device)[0] / 2**20
+
+
 def gpu_share(workers: int, device: torch.device) -> float:
     """The part of a GPU's memory that torch may use in each of ``workers`` processes."""
     if device.type != "cuda" or workers == 1:
@@ -49,7 +54,7 @@ def fitting(workers: int, device: torch.device) -> int:
     """``workers``, or as many as memory allows (at least one), with one warning when those are fewer."""
     room, each, where = available_mib(), CHILD_MIB, "memory"
     if device.type == "cuda":
-        on_gpu = torch.cuda.mem_get_info(device)[0] / 2**20
+        on_gpu = gpu_free_mib(device)
         if on_gpu / CHILD_GPU_MIB < room / each:
             room, each, where = on_gpu, CHILD_GPU_MIB, "GPU memory"
     fit = max(1, int(min(workers, room / each)))

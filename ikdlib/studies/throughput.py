@@ -167,7 +167,7 @@ def compare(spec: RunSpec, shape: tuple[int, int, int], device: torch.device) ->
 
 def _fits(row: dict[str, float], count: int, device: torch.device) -> bool:
     """Whether ``count`` processes like those of a trial have room; on a GPU, as `memory.fitting` allows."""
-    if device.type == "cuda" and count * memory.CHILD_GPU_MIB > torch.cuda.mem_get_info(device)[0] / 2**20:
+    if device.type == "cuda" and count * memory.CHILD_GPU_MIB > memory.gpu_free_mib(device):
         return False
     return row["mib"] * count <= memory.available_mib()
 

@@ -96,10 +96,13 @@ class Measuring:
 def measuring(monkeypatch):
     """`measuring(...)`: puts a `Measuring` in place, on a machine with 8 cores and memory for everything."""
 
-    def replace(available: float = float("inf"), cores: int = 8, **behaviour) -> Measuring:
+    def replace(
+        available: float = float("inf"), cores: int = 8, on_gpu: float = float("inf"), **behaviour
+    ) -> Measuring:
         fake = Measuring(**behaviour)
         monkeypatch.setattr(throughput, "measure", fake)
         monkeypatch.setattr(throughput.memory, "available_mib", lambda: available)
+        monkeypatch.setattr(throughput.memory, "gpu_free_mib", lambda device: on_gpu)
         monkeypatch.setattr(throughput.os, "cpu_count", lambda: cores)
         return fake
 
@@ -142,6 +145,13 @@ def test_it_stops_before_memory_runs_out(measuring):
     assert throughput.compare(spec(), SHAPE, CPU)["jobs"].tolist() == [1] == fake.counts
     roomy = measuring(cores=2, available=1001, mib=500)
     assert throughput.compare(spec(), SHAPE, CPU)["jobs"].tolist() == [1, 2] == roomy.counts
+
+
+def test_a_gpu_is_not_filled_by_a_trial(measuring, monkeypatch):
+    """Room for five runs: 6 at once are not tried, though each more would pay."""
+    monkeypatch.setattr(throughput.memory, "CHILD_GPU_MIB", 1000)
+    fake = measuring(cores=16, on_gpu=5_500, rates={1: 100, 2: 200, 3: 300, 4: 400, 6: 600})
+    assert throughput.compare(spec(), SHAPE, GPU)["jobs"].tolist() == [1, 2, 3, 4] == fake.counts
 
 
 @pytest.mark.parametrize("device, cores", [(CPU, 8), (CPU, 64), (GPU, 8)])

@@ -47,5 +47,5 @@ def verdict(rows: pd.DataFrame, planned: int, margin: float) -> str:
 def write(rows: pd.DataFrame, sentence: str, path: Path) -> None:
     """``<path>.csv`` and ``<path>.md``, made from the run folders alone."""
     files.write_text(path.with_suffix(".csv"), rows.to_csv(index=False))
-    shown = rows.drop(columns="runs").to_markdown(index=False, floatfmt=".2f")
+    shown = rows.drop(columns="runs").to_markdown(index=False, floatfmt=("g", ".2f", ".2f", "+.2f"))
     files.write_text(path.with_suffix(".md"), f"{sentence}.\n\n{shown}\n")

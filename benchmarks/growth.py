@@ -65,22 +65,22 @@ def chart(table: pd.DataFrame, machine: str) -> plt.Figure:
         rows = table[table["varied"] == varied]
         axis.plot(rows["value"].astype(str), rows["images_per_second"], marker="o", color="#0072B2")
         most = rows["images_per_second"].max()
-        axis.set(xlabel=varied, ylim=(0, 1.2 * most), ylabel="training images a second")
+        notes = {"runs at once": " (and their memory)", "classes": " (and the IKD term's share of a step)"}
+        axis.set(
+            xlabel=varied + notes.get(varied, ""), ylim=(0, 1.2 * most), ylabel="training images a second"
+        )
         axis.margins(x=0.15)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        if varied == "runs at once":
-            for _, row in rows.iterrows():
-                axis.annotate(
-                    f"{row['mib_together'] / 1024:.1f} GiB", (str(row["value"]), row["images_per_second"]),
-                    xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8,
-                )  # fmt: skip
-        if varied == "classes":
-            for _, row in rows.iterrows():
-                axis.annotate(
-                    f"term {row['term_percent']:.2f} %", (str(row["value"]), row["images_per_second"]),
-                    xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8,
-                )  # fmt: skip
+        for _, row in rows.iterrows():
+            words = {
+                "runs at once": f"{row['mib_together'] / 1024:.1f} GiB",
+                "classes": f"{row['term_percent']:.2f} %",
+            }
+            axis.annotate(
+                words.get(varied, ""), (str(row["value"]), row["images_per_second"]),
+                xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8,
+            )  # fmt: skip
     figure.suptitle(f"{table['student'].iloc[0]}, dkd+ikd, fp32, {machine}", fontsize=10)
     figure.tight_layout()
     return figure

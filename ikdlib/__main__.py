@@ -194,14 +194,14 @@ def _cache(options: argparse.Namespace) -> int:
         return 0
     if options.what != "list":
         study = Study(_study_settings(options))
-        for name in study.missing_teachers():
-            raise IkdError(f"teachers: there is no {name} yet; train it first, or give TEACHERS=")
+        if missing := study.missing_teachers():
+            raise IkdError(f"teachers: there is no {missing[0]} yet; train it first, or give TEACHERS=")
         for job in cache.needed(study):
             slabs, title = cache.Slabs(study, job), f"{job.spec.teacher} seed {job.spec.seed}"
-            missing = len(slabs.missing())
-            seconds = seconds_of_slab(job, study.data) * missing
-            cost = f"{missing * slabs.mib_each:.0f} MiB, about {seconds / 60:.0f} min of one core or GPU"
-            print(f"{title}: {missing} of {len(slabs.epochs)} epochs to compute, {cost}", flush=True)
+            left = len(slabs.missing())
+            seconds = seconds_of_slab(job, study.data) * left
+            cost = f"{left * slabs.mib_each:.0f} MiB, about {seconds / 60:.0f} min of one core or GPU"
+            print(f"{title}: {left} of {len(slabs.epochs)} epochs to compute, {cost}", flush=True)
             for epoch, seconds in slabs.make() if options.what == "make" else ():
                 print(f"{title} epoch {epoch}: {seconds:.1f} s", flush=True)
     table = cache.listing(root)

@@ -21,6 +21,7 @@ from record import machine_words, save
 from ikdlib.methods import IKD
 from ikdlib.spec import IKDSettings, MethodSpec, Recipe, RunSpec
 from ikdlib.studies.throughput import Trial, measure, synthetic_step
+from ikdlib.training.evaluate import settle
 from ikdlib.training.job import choose_device
 
 JOBS, BATCHES, CLASSES = (1, 2, 4, 8), (16, 32, 64, 128, 256), (100, 200, 1000)
@@ -51,11 +52,6 @@ def term_share(student: str, classes: int, device: torch.device, rounds: int = 1
             if number >= 5:
                 seconds[name].append(time.perf_counter() - began)
     return 100 * median(seconds["term"]) / median(seconds["step"])
-
-
-def settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def chart(table: pd.DataFrame, machine: str) -> plt.Figure:

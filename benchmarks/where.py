@@ -18,11 +18,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from compare import PAIRS
-from growth import settle, spec
+from growth import spec
 from record import machine_words, save
 
 from ikdlib.studies.throughput import synthetic_step
 from ikdlib.training import step as training_step
+from ikdlib.training.evaluate import settle
 from ikdlib.training.job import choose_device
 
 PARTS = ("augmentation", "student forward", "losses", "backward", "SGD", "the rest")

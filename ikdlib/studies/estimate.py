@@ -11,7 +11,7 @@ import torch
 from ikdlib import models, runs
 from ikdlib.data import DataSet
 from ikdlib.studies.throughput import synthetic_step
-from ikdlib.training.evaluate import autocast
+from ikdlib.training.evaluate import autocast, settle
 from ikdlib.training.graphs import WARM_UP as GRAPH_WARM_UP
 from ikdlib.training.job import Job, choose_device
 from ikdlib.training.teacher import Teacher
@@ -96,13 +96,11 @@ def _timed(work: Callable[[], None], device: torch.device) -> float:
     try:
         for _ in range(WARM_UP):
             work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        settle(device)
         began = time.perf_counter()
         for _ in range(TIMED):
             work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        settle(device)
         return (time.perf_counter() - began) / TIMED
     finally:
         torch.set_num_threads(threads)

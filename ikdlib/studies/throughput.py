@@ -25,6 +25,7 @@ from ikdlib.data.views import Views
 from ikdlib.errors import IkdError
 from ikdlib.spec import RunSpec, Settings
 from ikdlib.studies import memory
+from ikdlib.training.evaluate import settle
 from ikdlib.training.graphs import WARM_UP, GraphedStep
 from ikdlib.training.job import choose_device
 from ikdlib.training.step import Inputs, TrainStep, set_switches
@@ -75,13 +76,9 @@ def take_part(given: Trial) -> None:
     device = torch.device(given.device)
     step = synthetic_step(given.spec, given.classes, given.height, given.width, device)
 
-    def settle() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
     for _ in range(WARM_UP + 1):
         step()
-    settle()
+    settle(device)
     print("ready", flush=True)
     sys.stdin.readline()
     began, steps = time.perf_counter(), 0
@@ -89,7 +86,7 @@ def take_part(given: Trial) -> None:
         for _ in range(4 if device.type == "cpu" else 100):
             step()
             steps += 1
-        settle()
+        settle(device)
     rate = steps * given.spec.recipe.batch_size / (time.perf_counter() - began)
     on_gpu = torch.cuda.max_memory_reserved() if device.type == "cuda" else 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

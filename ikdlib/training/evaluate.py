@@ -16,6 +16,12 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def settle(device: torch.device) -> None:
+    """Wait for a GPU, which works on while Python runs ahead; a CPU is always done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 @torch.inference_mode()
 def evaluate(model: CifarModel, loader: Loader, images: ImageSet) -> tuple[dict[str, float], Tensor]:
     """Accuracy and loss of a model on images that are not augmented.

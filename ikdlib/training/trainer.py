@@ -31,7 +31,7 @@ from ikdlib.models import CifarModel
 from ikdlib.runs import FORMAT_VERSION, Run, check_format
 from ikdlib.training import checkpoint
 from ikdlib.training.compiled import PAYS_FROM_STEPS, Compiled
-from ikdlib.training.evaluate import evaluate
+from ikdlib.training.evaluate import evaluate, settle
 from ikdlib.training.graphs import GraphedStep
 from ikdlib.training.schedule import learning_rate
 from ikdlib.training.step import Inputs, TrainStep, below, set_switches, student_weights
@@ -145,7 +145,7 @@ class Trainer:
         self.train_step.begin_epoch(self.epoch, rate, self._resumed_sums)
         self._resumed_sums = {}
         slab = self._slab(order)  # after the sums are back: a stop meanwhile saves them
-        self._settle()
+        settle(self.device)
         ready = time.monotonic()
         self.seconds["teacher"] += ready - began
         epoch_began, self._clock = began, ready
@@ -194,11 +194,6 @@ class Trainer:
             raise Interrupted
         if now - self._told >= PROGRESS_SECONDS:
             self._tell()
-
-    def _settle(self) -> None:
-        """Wait for a GPU, which works on while Python runs ahead: between epochs only."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def _account(self, what: str) -> None:
         now = time.monotonic()

@@ -18,12 +18,14 @@ DEVICE ?= auto
 RESULTS ?= results
 JOBS ?= auto
 DRY ?=
+ONLY ?=
+HOLDOUT ?=
 CHOSEN = --profile "$(PROFILE)" --pairs "$(PAIRS)" --methods "$(METHODS)" --seeds "$(SEEDS)" \
 	--epochs "$(EPOCHS)" --precision "$(PRECISION)" --protocol "$(PROTOCOL)" --data "$(DATA)" \
 	--teachers "$(TEACHERS)" --device "$(DEVICE)" --results "$(RESULTS)" --jobs "$(JOBS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce-cifar data lab test bench equivalence lint clean
+.PHONY: help demo reproduce-cifar teachers ablations report data lab test bench equivalence lint clean
 
 ## List the targets
 help:
@@ -32,10 +34,23 @@ help:
 ## See the method work, offline, in minutes: a teacher and five students on drawn characters
 demo: $(VENV)/ready
 	$(RUN) -m ikdlib table --profile demo --results "$(RESULTS)"
+	$(RUN) -m ikdlib report --results "$(RESULTS)/demo"
 
 ## The paper's CIFAR-100 tables: PROFILE=paper|short PAIRS= METHODS= SEEDS= EPOCHS= DRY=1 ...
 reproduce-cifar: $(VENV)/ready
 	$(RUN) -m ikdlib table $(CHOSEN) $(if $(filter-out 0,$(DRY)),--dry)
+
+## Train the teachers that are not there: PROFILE= PAIRS= EPOCHS= DRY=1 ...
+teachers: $(VENV)/ready
+	$(RUN) -m ikdlib teachers $(CHOSEN) $(if $(filter-out 0,$(DRY)),--dry)
+
+## The ablations, notebooks 30 to 33: ONLY=30,31 PAIRS= METHODS= SEEDS= DRY=1 ...
+ablations: $(VENV)/ready
+	$(RUN) -m ikdlib ablations --only "$(ONLY)" --holdout "$(HOLDOUT)" $(CHOSEN) $(if $(filter-out 0,$(DRY)),--dry)
+
+## One page of everything that was measured: results/report.html (trains nothing)
+report: $(VENV)/ready
+	$(RUN) -m ikdlib report --results "$(RESULTS)"
 
 ## Download and verify CIFAR-100 (or check a folder: DATA=DIR)
 data: $(VENV)/ready

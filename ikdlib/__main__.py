@@ -1,4 +1,4 @@
-"""The command line: ``python -m ikdlib train | table | data | cache | bench | equivalence | methods``.
+"""The command line: ``python -m ikdlib COMMAND``; without one, a line for each.
 
 A mistake a user can mend ends with one line and status 2. ``table`` is what ``make demo`` and
 ``make reproduce-cifar`` call; ``train`` is one run, by hand or as the child of a pool.
@@ -54,6 +54,21 @@ def _parser() -> argparse.ArgumentParser:
     _study_options(table)
     table.add_argument("--dry", action="store_true", help="list the runs and their time, and do nothing")
     table.set_defaults(run=_table)
+
+    ablations = commands.add_parser("ablations", help="notebooks 30 to 33: the paper's ablations, and more")
+    ablations.add_argument("--only", default="", help="numbers of notebooks, like 30,31")
+    _study_options(ablations)
+    ablations.add_argument("--dry", action="store_true", help="list the runs and their time, and do nothing")
+    ablations.set_defaults(run=_ablations)
+
+    teachers = commands.add_parser("teachers", help="train the teachers that are not there")
+    _study_options(teachers)
+    teachers.add_argument("--dry", action="store_true", help="list the runs and their time, and do nothing")
+    teachers.set_defaults(run=_teachers)
+
+    report = commands.add_parser("report", help="report.html from the run folders; trains nothing")
+    report.add_argument("--results", default="results", metavar="RESULTS")
+    report.set_defaults(run=_report)
 
     equal = commands.add_parser("equivalence", help="bf16 against fp32: sixteen paired runs, and the verdict")
     for name in ("data", "device", "results", "jobs"):
@@ -137,17 +152,51 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from ikdlib.studies.reproduce import dry_run, reproduce
+    from ikdlib.studies import plan, reproduce
 
     settings = _study_settings(options)
     if options.dry:
-        print(dry_run(settings))
+        print(plan.dry_run(plan.studies(settings).values()))
         return 0
-    for path in reproduce(settings):
-        print(
-            f"\n{path.read_text()}\nThe runs, figures and notebooks are beside it, in {path.parent.parent}/"
-        )
+    _show(reproduce.reproduce(settings))
     return 0
+
+
+def _ablations(options: argparse.Namespace) -> int:
+    from ikdlib.studies import plan, reproduce
+
+    settings = _study_settings(options)
+    if options.dry:
+        found = plan.ablation_studies(settings, options.only).values()
+        print(plan.dry_run(study for studies in found for study in studies))
+        return 0
+    _show(reproduce.ablate(settings, options.only))
+    return 0
+
+
+def _teachers(options: argparse.Namespace) -> int:
+    from ikdlib.studies import plan, reproduce
+
+    study = plan.teacher_study(_study_settings(options))
+    if options.dry:
+        print(plan.dry_run([study], students=False))
+        return 0
+    reproduce.train_teachers([study])
+    for architecture in study.architectures:
+        print(f"{architecture}: {study.teacher(architecture).path}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from ikdlib.studies.reproduce import report
+
+    print(report(Path(options.results)))
+    return 0
+
+
+def _show(tables: list[Path]) -> None:
+    for path in tables:
+        print(f"\n{path.read_text()}\nRuns, figures and notebooks are beside it, in {path.parent.parent}/")
 
 
 def _equivalence(options: argparse.Namespace) -> int:

@@ -135,7 +135,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ikdlib.studies.reproduce.dry_run", interrupted)
+    monkeypatch.setattr("ikdlib.studies.plan.dry_run", interrupted)
     assert __main__.main(["table", "--dry"]) == 130
     assert "goes on" in capsys.readouterr().err
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
 from ikdlib import files
-from ikdlib.reporting.statistics import Difference, mean_and_std, paired_difference
+from ikdlib.reporting.collect import by_seed
+from ikdlib.reporting.statistics import (
+    Difference,
+    corrected,
+    mean_and_std,
+    paired_difference,
+    pooled_difference,
+)
 from ikdlib.runs import Run
+from ikdlib.studies.variants import base_of
 
 NOT_RUN = "not run"
 
@@ -39,15 +48,13 @@ def cell_row(pair: str, method: str, runs: Iterable[Run]) -> dict[str, Any]:
 
 def gain(treated: Iterable[Run], base: Iterable[Run], which: str) -> Difference | None:
     """``+ikd`` minus its base, paired by seed; ``which`` epoch is ``last`` or ``best``."""
-
-    def scores(runs: Iterable[Run]) -> dict[int, float]:
-        return {run.spec.seed: run.result[which]["top1"] for run in runs if run.status == "finished"}
-
-    return paired_difference(scores(treated), scores(base))
+    return paired_difference(by_seed(treated, which), by_seed(base, which))
 
 
 def study_table(cells: Iterable[Any], published: pd.DataFrame, primary: str) -> pd.DataFrame:
     """All cells of a study, a row each, with the published number and the gain of the IKD term.
+
+    The gains of single cells are judged together (`statistics.corrected`).
 
     Args:
         cells: objects with ``pair``, ``method`` and ``runs``.
@@ -56,25 +63,57 @@ def study_table(cells: Iterable[Any], published: pd.DataFrame, primary: str) -> 
     """
     cells = list(cells)
     by_name = {(cell.pair, cell.method): cell.runs for cell in cells}
-    rows = []
-    for cell in cells:
+    rows, found = [], {}
+    for place, cell in enumerate(cells):
         row = cell_row(cell.pair, cell.method, cell.runs)
         row.update(_published(published, cell.pair, cell.method))
-        base = by_name.get((cell.pair, cell.method.removesuffix("+ikd")))
-        if cell.method.endswith("+ikd") and base is not None:
-            difference = gain(cell.runs, base, primary)
-            if difference is not None:
-                row.update(
-                    gain=difference.mean, gain_low=difference.low, gain_high=difference.high,
-                    gain_n=difference.n, verdict=difference.verdict, seeds_needed=difference.needed,
-                    correlation=difference.correlation,
-                )  # fmt: skip
+        if row["convention"] in ("last", "best") and row["n"]:
+            row["minus_published"] = row[f"{row['convention']}_top1"] - row["published"]
+        base = by_name.get((cell.pair, base_of(cell.method)))
+        if base_of(cell.method) != cell.method and base is not None:
+            if (difference := gain(cell.runs, base, primary)) is not None:
+                found[place] = difference
         rows.append(row)
+    for place, difference in zip(found, corrected(list(found.values())), strict=True):
+        rows[place].update(
+            gain=difference.mean, gain_low=difference.low, gain_high=difference.high, gain_n=difference.n,
+            p=difference.p, p_holm=difference.holm, verdict=difference.verdict,
+            seeds_needed=difference.needed, correlation=difference.correlation,
+        )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def readable(table: pd.DataFrame, primary: str) -> pd.DataFrame:
-    """The table as people read it: text cells, one decimal more than the noise deserves."""
+def pooled(cells: Iterable[Any], primary: str) -> pd.DataFrame:
+    """The gain of the IKD term on each base method, over all pairs that have both: a row a base method.
+
+    Columns: method, pairs, n, gain, gain_low, gain_high, p, verdict, seeds_needed.
+    """
+    cells = list(cells)
+    scores = {(cell.pair, cell.method): by_seed(cell.runs, primary) for cell in cells}
+    rows = []
+    methods = dict.fromkeys(cell.method for cell in cells)
+    for base in [name for name in methods if f"{name}+ikd" in methods]:
+        both = [
+            (scores[pair, f"{base}+ikd"], scores[pair, base])
+            for pair in dict.fromkeys(cell.pair for cell in cells)
+            if (pair, f"{base}+ikd") in scores and (pair, base) in scores
+        ]
+        both = [(treated, plain) for treated, plain in both if set(treated) & set(plain)]
+        if (found := pooled_difference(both)) is not None:
+            rows.append({
+                "method": base, "pairs": len(both), "gain_n": found.n, "gain": found.mean,
+                "gain_low": found.low, "gain_high": found.high, "p": found.p, "verdict": found.verdict,
+                "seeds_needed": found.needed,
+            })  # fmt: skip
+    names = ("method", "pairs", "gain_n", "gain", "gain_low", "gain_high", "p", "verdict", "seeds_needed")
+    return pd.DataFrame(rows, columns=list(names))
+
+
+def readable(table: pd.DataFrame, primary: str, folders: str = "") -> pd.DataFrame:
+    """The table as people read it: text cells, one decimal more than the noise deserves.
+
+    ``folders``: the way from the table to the run folders, like ``../runs``: each cell then links its runs.
+    """
     other = "best" if primary == "last" else "last"
     shown = pd.DataFrame(
         {
@@ -90,6 +129,18 @@ def readable(table: pd.DataFrame, primary: str) -> pd.DataFrame:
             f"{row.published:.2f} ({row.convention})" if pd.notna(row.published) else ""
             for row in table.itertuples()
         ]
+        shown["ours minus published"] = [
+            f"{value:+.2f}" if pd.notna(value) else ""
+            for value in table.get("minus_published", [None] * len(table))
+        ]
+    if folders:
+        shown["runs"] = [
+            " ".join(
+                f"[{run_id.split('-seed')[1].split('-')[0]}]({folders}/{quote(run_id)}/)"
+                for run_id in ids.split()
+            )
+            for ids in table["runs"]
+        ]
     return shown
 
 
@@ -100,18 +151,20 @@ def markdown(shown: pd.DataFrame, caption: str) -> str:
 
 def write(table: pd.DataFrame, primary: str, caption: str, path: Path) -> str:
     """Write ``path.csv`` (full precision) and ``path.md``; returns the Markdown."""
-    text = markdown(readable(table, primary), caption)
+    text = markdown(readable(table, primary, "../runs"), caption)
     files.write_text(path.with_suffix(".csv"), table.to_csv(index=False, lineterminator="\n"))
     files.write_text(path.with_suffix(".md"), text)
     return text
 
 
-def verdicts(table: pd.DataFrame) -> list[str]:
-    """A sentence for each gain of the IKD term, or one that says there is none to judge."""
+def verdicts(table: pd.DataFrame, over_pairs: pd.DataFrame | None = None) -> list[str]:
+    """A sentence for each gain of the IKD term, pooled ones first; or one that says there is none."""
     if "gain" not in table or table["gain"].isna().all():
         return ["not run: no pair has finished runs both with and without the IKD term"]
-    return [
-        f"{row['pair']}: {row['method']} minus {row['method'].removesuffix('+ikd')}: {_gain(row)}"
+    rows = [] if over_pairs is None else [row for _, row in over_pairs.iterrows() if row.pairs > 1]
+    lines = [f"over {row.pairs} pairs: {row.method}+ikd minus {row.method}: {_gain(row)}" for row in rows]
+    return lines + [
+        f"{row['pair']}: {row['method']} minus {base_of(row['method'])}: {_gain(row)}"
         for _, row in table.iterrows()
         if pd.notna(row["gain"])
     ]
@@ -145,6 +198,10 @@ def _number(row: pd.Series, which: str) -> str:
 def _gain(row: pd.Series) -> str:
     if "gain" not in row or pd.isna(row.gain):
         return ""
-    needed = None if pd.isna(row.seeds_needed) else int(row.seeds_needed)
-    low, high = (None, None) if pd.isna(row.gain_low) else (row.gain_low, row.gain_high)
-    return str(Difference(row.gain, low, high, int(row.gain_n), None, needed))
+    value = {name: None if pd.isna(row.get(name)) else row[name] for name in (*_OPTIONAL, "seeds_needed")}
+    needed = None if value["seeds_needed"] is None else int(value.pop("seeds_needed"))
+    low, high, p, holm = (value[name] for name in _OPTIONAL)
+    return str(Difference(row.gain, low, high, int(row.gain_n), None, needed, p, holm))
+
+
+_OPTIONAL = ("gain_low", "gain_high", "p", "p_holm")

@@ -19,6 +19,7 @@ class Profile:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     precision: str
+    holdout: int  # training images a class kept apart where a hyper-parameter is chosen
     caption: str
 
 
@@ -27,14 +28,15 @@ LOGIT_METHODS = ("ce", "kd", "kd+ikd", "dkd", "dkd+ikd", "nkd", "nkd+ikd", "wttm
 PROFILES = {
     "demo": Profile(
         "demo", "glyphs100", 8, 12, ("resnet20/resnet8",), ("ce", "kd", "kd+ikd", "dkd", "dkd+ikd"), (1,),
-        "fp32", "Glyphs-100, drawn characters: shows that everything works, proves nothing about the paper",
+        "fp32", 4,
+        "Glyphs-100, drawn characters: shows that everything works, proves nothing about the paper",
     ),
     "short": Profile(
-        "short", "cifar100", 48, 48, None, LOGIT_METHODS, (1, 2, 3), "fp32",
+        "short", "cifar100", 48, 48, None, LOGIT_METHODS, (1, 2, 3), "fp32", 50,
         "CIFAR-100, a short schedule: not comparable with published numbers of 240 epochs",
     ),
     "paper": Profile(
-        "paper", "cifar100", 240, 240, None, LOGIT_METHODS, (1, 2, 3), "fp32",
+        "paper", "cifar100", 240, 240, None, LOGIT_METHODS, (1, 2, 3), "fp32", 50,
         "CIFAR-100, the paper's schedule of 240 epochs",
     ),
 }  # fmt: skip

@@ -6,6 +6,7 @@ that papermill can pass it; it is validated as a whole before anything trains.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,10 @@ from ikdlib import data
 from ikdlib.data import DataSet
 from ikdlib.errors import IkdError
 from ikdlib.runs import Run
-from ikdlib.spec import MethodSpec, RunSpec, Settings, setting
+from ikdlib.spec import MethodSpec, Recipe, RunSpec, Settings, setting
 from ikdlib.studies import protocol, teachers
 from ikdlib.studies.profiles import Profile, profile
+from ikdlib.studies.variants import Variant
 from ikdlib.training.job import Job, choose_device
 
 
@@ -54,13 +56,20 @@ class Study:
     Args:
         settings: what the user chose.
         default_pairs: the pairs of this table, where neither user nor profile names others.
+        variants: what is compared, where it is not the methods the user or the profile names.
     """
 
-    def __init__(self, settings: StudySettings, default_pairs: tuple[str, ...] = protocol.SAME_ARCHITECTURE):
+    def __init__(
+        self,
+        settings: StudySettings,
+        default_pairs: tuple[str, ...] = protocol.SAME_ARCHITECTURE,
+        variants: Iterable[Variant] = (),
+    ):
         self.settings = settings
         self.profile: Profile = profile(settings.profile)
-        self.pairs = _listed(settings.pairs) or self.profile.pairs or default_pairs
-        self.methods = _listed(settings.methods) or self.profile.methods
+        self.pairs = listed(settings.pairs) or self.profile.pairs or default_pairs
+        asked = list(variants) or [Variant(name) for name in listed(settings.methods) or self.profile.methods]
+        self.variants = {variant.label: variant for variant in asked}
         self.seeds = _seeds(settings.seeds) or self.profile.seeds
         self.epochs = settings.epochs or self.profile.epochs
         self.precision = settings.precision or self.profile.precision
@@ -70,9 +79,14 @@ class Study:
         self.own_teachers = (self.folder if self.profile.name == "demo" else self.results) / "teachers"
         for pair in self.pairs:
             protocol.split_pair(pair)
-        for method in self.methods:
-            protocol.split_method(method)
+        for variant in asked:
+            protocol.split_method(variant.method)
         choose_device(settings.device)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The cells of each pair by their label: a method's name, and what is changed in it."""
+        return tuple(self.variants)
 
     @cached_property
     def data(self) -> DataSet:
@@ -100,9 +114,13 @@ class Study:
     # Teachers
 
     def teacher_spec(self, architecture: str, epochs: int, precision: str) -> RunSpec:
-        """A teacher's training: plain cross-entropy, without warm-up, from seed 0, in either protocol."""
+        """A teacher's training: plain cross-entropy, without warm-up, from seed 0, in either protocol.
+
+        It sees all training images, whatever a study holds apart: one teacher for every study. No student
+        is trained on its answers to the images held apart, so what is chosen on them stays honest.
+        """
         recipe = protocol.recipe("paper", "-", architecture, epochs, precision)
-        return self._spec(None, architecture, MethodSpec(name="ce"), recipe, seed=0)
+        return self._spec(None, architecture, MethodSpec(name="ce"), recipe, seed=0).updated(holdout=0)
 
     def teacher_job(self, architecture: str) -> Job:
         """The training of a teacher that is not there yet, as long as the study's runs are."""
@@ -150,8 +168,7 @@ class Study:
     def jobs(self, pair: str, method: str) -> list[Job]:
         """A job for each seed of a cell; none while the teacher is still to be trained."""
         teacher_name, student = protocol.split_pair(pair)
-        spec = protocol.method_spec(self.settings.protocol, teacher_name, student, method)
-        recipe = protocol.recipe(self.settings.protocol, teacher_name, student, self.epochs, self.precision)
+        spec, recipe = self._settings_of(teacher_name, student, self.variants[method])
         teacher = self.teacher(teacher_name) if spec.needs_teacher else None
         if spec.needs_teacher and teacher is None:
             return []
@@ -164,8 +181,7 @@ class Study:
     def synthetic_spec(self, pair: str, method: str) -> RunSpec:
         """A spec of the study as far as speed goes, which needs neither data nor a trained teacher."""
         teacher_name, student = protocol.split_pair(pair)
-        method_spec = protocol.method_spec(self.settings.protocol, teacher_name, student, method)
-        recipe = protocol.recipe(self.settings.protocol, teacher_name, student, self.epochs, self.precision)
+        method_spec, recipe = self._settings_of(teacher_name, student, self.variants[method])
         asked = {"teacher": teacher_name, "teacher_sha256": "0" * 64} if method_spec.needs_teacher else {}
         return RunSpec(
             data=self.profile.data, data_sha256="0" * 64, student=student, method=method_spec,
@@ -191,6 +207,11 @@ class Study:
             return 0 if turn == 0 else 1 if job.spec.teacher is None else 2
 
         return [job for _, job in sorted(jobs.values(), key=rank)]
+
+    def _settings_of(self, teacher: str, student: str, variant: Variant) -> tuple[MethodSpec, Recipe]:
+        method = protocol.method_spec(self.settings.protocol, teacher, student, variant.method)
+        recipe = protocol.recipe(self.settings.protocol, teacher, student, self.epochs, self.precision)
+        return variant.applied(method, recipe)
 
     def _spec(self, teacher, student, method, recipe, seed, teacher_name=None) -> RunSpec:
         asked = {} if teacher is None else {"teacher": teacher_name, "teacher_sha256": teacher.sha256}
@@ -219,16 +240,17 @@ class Study:
 
 
 def _asks_nobody(method: str) -> bool:
-    return protocol.split_method(method) == ("ce", False)
+    return method.partition(",")[0] == "ce"
 
 
-def _listed(text: str) -> tuple[str, ...]:
+def listed(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated list, without blanks."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _seeds(text: str) -> tuple[int, ...]:
     try:
-        seeds = tuple(int(part) for part in _listed(text))
+        seeds = tuple(int(part) for part in listed(text))
     except ValueError:
         raise IkdError(f"seeds: {text!r} is not a list of whole numbers, like 1,2,3") from None
     if any(seed < 0 for seed in seeds):

@@ -10,10 +10,11 @@ import pytest
 
 from ikdlib import __main__, runs
 from ikdlib.errors import IkdError
+from ikdlib.studies.plan import dry_run, same_architecture, suffix
+from ikdlib.studies.plan import studies as tables_of
 from ikdlib.studies.pool import CHILD_ENVIRONMENT
 from ikdlib.studies.profiles import LOGIT_METHODS
-from ikdlib.studies.reproduce import dry_run, progress, same_architecture, suffix
-from ikdlib.studies.reproduce import studies as tables_of
+from ikdlib.studies.reproduce import progress
 from ikdlib.studies.study import StudySettings
 from ikdlib.training.checkpoint import digest
 from ikdlib.training.job import load_teacher
@@ -195,7 +196,7 @@ def listed(text: str, word: str) -> set[str]:
 def test_dry_lists_exactly_what_is_then_done(studies):
     asked = {"methods": "ce,kd,kd+ikd", "seeds": "1,2"}
     study = studies.study(**asked)
-    said = dry_run(study.settings)
+    said = dry_run(tables_of(study.settings).values())
     assert list(runs.find(study.folder / "runs")) == [], "DRY trained something"
     assert not study.own_teachers.exists()
     waiting = re.findall(r"^  (\S+) (\S+) seed (\d+): after its teacher", said, re.MULTILINE)
@@ -205,7 +206,7 @@ def test_dry_lists_exactly_what_is_then_done(studies):
     assert studies.train(teacher) == 0
     study.keep_teacher(teacher)
     done = studies.study(**asked)
-    named = dry_run(done.settings)
+    named = dry_run(tables_of(done.settings).values())
     for job in done.student_jobs():
         assert studies.train(job) == 0
     finished = {run.spec.run_id: run.spec for run in runs.find(study.folder / "runs")}
@@ -213,14 +214,15 @@ def test_dry_lists_exactly_what_is_then_done(studies):
     late = {(spec.pair, str(spec.method), str(spec.seed)) for spec in finished.values() if spec.teacher}
     assert late == set(waiting)
 
-    again = dry_run(done.settings)
+    again = dry_run(tables_of(done.settings).values())
     assert listed(again, "finished, skipped") >= set(ids(done.student_jobs()))
     assert "to do" not in again and "about 0 s" in again
 
 
 def test_dry_counts_the_teachers_logits_once_a_seed(studies):
     study = studies.study(teachers=studies.teachers("resnet14"), methods="ce,kd,dkd", seeds="1,2")
-    lines = [line for line in dry_run(study.settings).splitlines() if "with the teacher's logits" in line]
+    said = dry_run(tables_of(study.settings).values())
+    lines = [line for line in said.splitlines() if "with the teacher's logits" in line]
     assert len(lines) == 2
     assert ["-kd-seed1-" in lines[0], "-kd-seed2-" in lines[1]] == [True, True]
 
@@ -231,7 +233,7 @@ def test_dry_tells_finished_half_finished_and_missing_apart(studies):
     assert studies.train(jobs["ce"]) == 0
     jobs["kd"].run.folder.mkdir(parents=True)
     jobs["kd"].run.checkpoint.write_bytes(b"half")
-    said = dry_run(study.settings)
+    said = dry_run(tables_of(study.settings).values())
     assert listed(said, "finished, skipped") == {jobs["ce"].spec.run_id}
     assert listed(said, "resumed") == {jobs["kd"].spec.run_id}
     assert listed(said, "to do") == {jobs["dkd"].spec.run_id}

@@ -202,6 +202,7 @@ def test_accuracy_equals_numpy(tiny):
     assert scores["top5"] == pytest.approx(100 * np.mean(rank < 5), abs=1e-9)
     loss = np.log(np.exp(expected).sum(1)) - expected[np.arange(150), y]
     assert scores["loss"] == pytest.approx(loss.mean(), rel=1e-4)
+    assert scores["confidence"] == pytest.approx(100 * np.exp(-loss).mean(), rel=1e-4)
 
 
 def test_the_result_agrees_with_the_history_and_the_weights(tiny, tmp_path):

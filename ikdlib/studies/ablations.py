@@ -1,0 +1,132 @@
+"""The paper's ablations, and the questions behind them, as variants of a method: one function a notebook.
+
+Everything but the named setting is as in the tables. The paper's grids are not known to this project; these
+are its own. A value at which nothing differs from the tables is the tables' own cell, so its runs are shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ikdlib.errors import IkdError
+from ikdlib.spec import Recipe
+from ikdlib.studies import protocol
+from ikdlib.studies.study import Study, StudySettings, listed
+from ikdlib.studies.variants import RATE, Variant
+
+PAIR = ("resnet32x4/resnet8x4",)
+TEMPERATURES = (0.5, 1.0, 2.0, 3.0, 4.0)
+WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 6.0, 6.5, 7.0, 8.0)
+BATCH_SIZES = (32, 64, 128, 256, 512)
+KD_TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
+CONTROLS = {
+    "one_hot": "the same lambda on one-hot targets: is it just more cross-entropy?",
+    "permuted": "class means whose other entries are permuted: same entropy and confidence, no structure",
+    "smoothed": "label smoothing of equal entropy: is a soft label all it takes?",
+}
+SOURCES = {
+    "clean": "class means from the training images as they are",
+    "running": "class means of all epochs so far",
+    "all_views": "class means of all 162 views of each image (the teacher answers 162 times as often, once)",
+}
+
+
+def term_temperatures(methods: str = "", grid: str = "") -> list[Variant]:
+    """Fig. 4(a): the term's T; each method's base stands beside it."""
+    found = []
+    for method in _with_term(methods or "dkd+ikd"):
+        usual = _usual(method).temperature
+        found.append(Variant(method.removesuffix("+ikd")))
+        for value in numbers(grid) or TEMPERATURES:
+            changes = {} if value == usual else {"ikd.temperature": value}
+            found.append(Variant(method, changes))
+    return found
+
+
+def weights(methods: str = "", grid: str = "") -> list[Variant]:
+    """Fig. 4(b): lambda. At 0 the term is not there: the base method's own cell."""
+    found = []
+    for method in _with_term(methods or "dkd+ikd,nkd+ikd"):
+        usual = _usual(method).weight
+        for value in numbers(grid) or WEIGHTS:
+            name = method if value else method.removesuffix("+ikd")
+            changes = {} if value in (0, usual) else {"ikd.weight": value}
+            found.append(Variant(name, changes))
+    return found
+
+
+def what_the_term_is(method: str = "dkd+ikd", controls: str = "") -> list[Variant]:
+    """The method, its base, the term alone (on cross-entropy), and the controls, all or the named ones."""
+    asked = listed(controls) or (*CONTROLS, *SOURCES)
+    found = [Variant(method.removesuffix("+ikd")), Variant(method), Variant("ce+ikd")]
+    for name in asked:
+        if name not in CONTROLS and name not in SOURCES:
+            raise IkdError(f"controls: unknown control {name!r}; known: {', '.join((*CONTROLS, *SOURCES))}")
+        found.append(Variant(method, {"ikd.target" if name in CONTROLS else "ikd.source": name}))
+    return found
+
+
+def batch_sizes(methods: str = "", grid: str = "") -> list[Variant]:
+    """Batch sizes with and without the term; the learning rate grows in proportion (Goyal et al. 2017)."""
+    usual = Recipe().batch_size
+    found = []
+    for method in listed(methods) or ("kd", "kd+ikd"):
+        for value in numbers(grid) or BATCH_SIZES:
+            changes = {"recipe.batch_size": _whole(value), RATE: value / usual} if value != usual else {}
+            found.append(Variant(method, changes))
+    return found
+
+
+def kd_temperatures(methods: str = "", grid: str = "") -> list[Variant]:
+    """The base method's own temperature, with and without the term."""
+    found = []
+    for method in listed(methods) or ("kd", "kd+ikd"):
+        base, _ = protocol.split_method(method)
+        own = protocol.method_spec("paper", "*", "*", base).settings
+        if "temperature" not in own:
+            raise IkdError(f"methods: {base} has no temperature of its own; choose kd, dkd or nkd")
+        for value in numbers(grid) or KD_TEMPERATURES:
+            changes = {} if value == own["temperature"] else {"temperature": value}
+            found.append(Variant(method, changes))
+    return found
+
+
+def study(settings: StudySettings, variants: Iterable[Variant], apart: bool = False) -> Study:
+    """The study of some variants on the settings' pairs, or on resnet32x4/resnet8x4.
+
+    ``apart``: hold training images apart where the settings do not say how many, because a hyper-parameter
+    is chosen: on those images, never on the test set.
+    """
+    if apart and not settings.holdout:
+        from ikdlib.studies.profiles import profile
+
+        settings = settings.updated(holdout=profile(settings.profile).holdout)
+    return Study(settings, PAIR, variants)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """``"0.5, 1, 2"`` as numbers, in rising order, each once; an `IkdError` for anything else."""
+    try:
+        values = [float(part) for part in listed(text)]
+    except ValueError:
+        raise IkdError(f"grid: {text!r} is not a list of numbers, like 0.5,1,2") from None
+    if not all(0 <= value < float("inf") for value in values):
+        raise IkdError(f"grid: {text!r} has a value below 0 or without end")
+    return tuple(sorted(set(values)))
+
+
+def _with_term(methods: str) -> Sequence[str]:
+    for method in listed(methods):
+        if not protocol.split_method(method)[1]:
+            raise IkdError(f"methods: {method!r} has no IKD term to vary; write {method}+ikd")
+    return listed(methods)
+
+
+def _usual(method: str):
+    return protocol.method_spec("paper", "*", "*", method).ikd
+
+
+def _whole(value: float) -> int:
+    if value != int(value) or value < 1:
+        raise IkdError(f"grid: a batch size of {value:g} is not a whole number from 1 on")
+    return int(value)

@@ -107,10 +107,19 @@ class Recipe(Settings):
 
 
 class IKDSettings(Settings):
-    """The IKD term: ``weight * temperature**2 * KL(softmax(mean[y]/T) || softmax(student/T))``."""
+    """The IKD term: ``weight * temperature**2 * KL(softmax(mean[y]/T) || softmax(student/T))``.
+
+    The paper's target and source are the defaults; the others are the controls of a study.
+    """
 
     weight: float = setting(6.5, ge=0, description="lambda")
     temperature: float = setting(1.0, gt=0, description="T, the intra-class temperature")
+    target: Literal["means", "one_hot", "permuted", "smoothed"] = setting(
+        "means", description="what the term pulls towards: the class means, or a control made of them"
+    )
+    source: Literal["views", "clean", "running", "all_views"] = setting(
+        "views", description="images behind the means: epoch 1's views, all epochs' so far, clean, all views"
+    )
 
 
 class MethodSpec(Settings):

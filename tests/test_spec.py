@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ikdlib.errors import IkdError
+from ikdlib.methods import controls
 from ikdlib.spec import IKDSettings, MethodSpec, Recipe, RunSpec, Settings, setting
 
 DATA, TEACHER = "a" * 64, "b" * 64
@@ -49,6 +52,8 @@ REFUSED = {
     "inf": (lambda: Recipe(weight_decay=math.inf), "weight_decay: .*finite.*inf"),
     "NaN in a method": (lambda: MethodSpec(name="kd", settings={"kd": math.nan}), "kd: .*finite"),
     "NaN in ikd": (lambda: IKDSettings(temperature=math.nan), "temperature: .*finite"),
+    "unknown target": (lambda: IKDSettings(target="onehot"), "target: .*'one_hot'.*'onehot'"),
+    "unknown source": (lambda: IKDSettings(source="all"), "source: .*'all_views'.*'all'"),
     "no temperature": (lambda: IKDSettings(temperature=0.0), "temperature: .*greater than 0"),
     "unknown student": (lambda: plain(student="resnet8x5"), "student: unknown model .*resnet8x4"),
     "unknown teacher": (lambda: spec(teacher="resnet32_x4"), "teacher: unknown model .*resnet32x4"),
@@ -101,7 +106,8 @@ def test_a_method_knows_its_settings():
     assert settings["dkd"] == {"ce": 1.0, "alpha": 1.0, "beta": 8.0, "temperature": 4.0, "warmup": 0.0}
     assert settings["nkd"] == {"ce": 1.0, "gamma": 8.0, "temperature": 4.0}
     assert settings["wttm"] == {"ce": 1.0, "wttm": 4.0, "gamma": 0.2}
-    assert dict(IKDSettings()) == {"weight": 6.5, "temperature": 1.0}
+    paper = {"weight": 6.5, "temperature": 1.0, "target": "means", "source": "views"}
+    assert dict(IKDSettings()) == paper
 
 
 # Run ids
@@ -129,6 +135,27 @@ def test_run_ids_never_change(run_id, made):
     assert made.run_id == run_id
 
 
+KEPT = sorted((Path(__file__).parent.parent / "results").glob("*/runs/*/spec.json"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.parent.name)
+def test_the_ids_of_the_runs_that_are_kept(path):
+    """Specs written by earlier versions, which lack the settings that came later."""
+    content = json.loads(path.read_text())
+    del content["format_version"]
+    assert RunSpec.from_json(json.dumps(content)).run_id == path.parent.name
+
+
+def test_a_spec_from_before_the_controls_is_among_those_that_are_kept():
+    """So that the test above has something to hold."""
+    (path,) = [p for p in KEPT if p.parent.name == "resnet56-resnet20-dkd+ikd-seed1-a792957ac2"]
+    assert json.loads(path.read_text())["method"]["ikd"] == {"weight": 6.5, "temperature": 1.0}
+
+
+def test_every_target_of_the_term_has_its_function():
+    assert set(get_args(IKDSettings.model_fields["target"].annotation)) == set(controls.TARGETS)
+
+
 OTHERS = {
     "seed": {"seed": 1},
     "data": {"data": "glyphs100"},
@@ -139,6 +166,14 @@ OTHERS = {
     "method setting": {"method": MethodSpec(name="dkd", settings={"beta": 6.0}, ikd=IKDSettings())},
     "no ikd": {"method": MethodSpec(name="dkd")},
     "ikd weight": {"method": MethodSpec(name="dkd", ikd=IKDSettings(weight=6.0))},
+    **{
+        f"ikd {name} {value}": {"method": MethodSpec(name="dkd", ikd=IKDSettings(**{name: value}))}
+        for name, values in (
+            ("target", ("one_hot", "permuted", "smoothed")),
+            ("source", ("clean", "running", "all_views")),
+        )
+        for value in values
+    },
     "ikd temperature": {"method": MethodSpec(name="dkd", ikd=IKDSettings(temperature=2.0))},
     "protocol": {"protocol": "released"},
     "holdout": {"holdout": 5},

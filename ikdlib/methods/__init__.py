@@ -30,4 +30,5 @@ def build(spec: MethodSpec, num_classes: int) -> Method:
     method = method_class(spec.name)(settings_class(spec.name)(**spec.settings), num_classes)
     if spec.ikd is None:
         return method
-    return WithIKD(method, IKD(num_classes, spec.ikd.weight, spec.ikd.temperature))
+    term = IKD(num_classes, spec.ikd.weight, spec.ikd.temperature, spec.ikd.target)
+    return WithIKD(method, term, spec.ikd.source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,22 @@ class Method(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Named scalar parts of the loss, fp32, differentiable in the student's outputs."""
         raise TypeError(f"{type(self).__name__} does not define forward")
+
+    @property
+    def survey(self) -> Literal["clean", "all_views"] | None:
+        """The pass of the teacher over all training images that the method wants before epoch 1, if any.
+
+        ``clean``: each image once, as it is; ``all_views``: each in every view.
+        """
+        return None
+
+    def take_survey(self, sums: Tensor, counts: Tensor) -> None:
+        """Called with what `survey` asked for before the first step (again, where a run stops before that).
+
+        ``sums``: the teacher's logits added up over each class, float64 [C, C] on the CPU; ``counts``: how
+        many were added, int64 [C]. What is made of them belongs in buffers: a resumed run is not told again.
+        """
+        raise TypeError(f"{type(self).__name__} asks for a survey and does not define take_survey")
 
     @property
     def phase(self) -> Hashable:

@@ -7,20 +7,24 @@ also drawn towards the mean of its class::
 
     lambda * T^2 * KL( softmax(mean[y] / T) || softmax(student / T) ),   mean over the batch
 
-The term goes on top of any method that reads logits; the method itself is left as it is.
+The term goes on top of any method that reads logits; the method itself is left as it is. A study may have
+it pull towards something else (`controls`), or take the means from other images (`WithIKD`).
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable
+from typing import Literal
 
 import torch
 from torch import Tensor, distributed, nn
 
 from ikdlib.data.loader import Batch
 from ikdlib.methods.base import Method
+from ikdlib.methods.controls import TARGETS
 from ikdlib.models import Outputs
+from ikdlib.spec import known
 
 
 def ikd_loss(
@@ -43,6 +47,8 @@ class IKD(nn.Module):
     Call `observe` with every batch of the first epoch, `finish` once after it, then the module
     itself. Sums and counts are buffers: a checkpoint carries them, and a resumed run has the same
     means. Under ``torch.distributed`` `finish` adds them up across processes.
+
+    ``target`` names what takes the place of the means (`controls.TARGETS`); `means` then holds that.
     """
 
     sums: Tensor
@@ -50,8 +56,11 @@ class IKD(nn.Module):
     means: Tensor
     seen: Tensor
 
-    def __init__(self, num_classes: int, weight: float = 6.5, temperature: float = 1.0):
+    def __init__(
+        self, num_classes: int, weight: float = 6.5, temperature: float = 1.0, target: str = "means"
+    ):
         super().__init__()
+        self.control = TARGETS[known(target, tuple(TARGETS), "target", "target of the IKD term")]
         self.weight = weight
         self.temperature = temperature
         self.register_buffer("sums", torch.zeros(num_classes, num_classes))
@@ -67,15 +76,17 @@ class IKD(nn.Module):
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Turn sums into means. Warns once of classes the first epoch did not show."""
+        """Turn sums into means; more may be observed after it. Warns once of classes nobody saw."""
+        sums, counts, first = self.sums, self.counts, not self.seen.any()
         if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(self.sums)
-            distributed.all_reduce(self.counts)
-        self.seen.copy_(self.counts > 0)
-        self.means.copy_(self.sums / self.counts.clamp(min=1)[:, None])
+            sums, counts = sums.clone(), counts.clone()  # each process goes on with its own
+            distributed.all_reduce(sums)
+            distributed.all_reduce(counts)
+        self.seen.copy_(counts > 0)
+        self.means.copy_(self.control(sums / counts.clamp(min=1)[:, None], self.temperature))
         unseen = (~self.seen).nonzero().flatten().tolist()
-        if unseen:
-            warnings.warn(f"no image of classes {unseen} in epoch 1: they get no IKD term", stacklevel=2)
+        if unseen and first:
+            warnings.warn(f"no image of classes {unseen} was seen: they get no IKD term", stacklevel=2)
 
     def forward(self, student_logits: Tensor, target: Tensor) -> Tensor:
         """The weighted term: ``student_logits`` [N, C], ``target`` [N] -> scalar."""
@@ -83,32 +94,60 @@ class IKD(nn.Module):
 
 
 class WithIKD(Method):
-    """A method and the IKD term on top: observes in epoch 1, adds the part ``ikd`` from epoch 2."""
+    """A method and the IKD term on top: the part ``ikd`` is there from epoch 2 on.
 
-    def __init__(self, method: Method, ikd: IKD):
+    ``source`` says which of the teacher's logits the means are made of: those of epoch 1 (``views``, the
+    paper), of all epochs so far (``running``, new means after each), or a survey of all training images
+    before epoch 1, as they are (``clean``) or in every view (``all_views``).
+    """
+
+    def __init__(
+        self, method: Method, ikd: IKD, source: Literal["views", "clean", "running", "all_views"] = "views"
+    ):
         super().__init__(method.settings, method.num_classes)
         self.method = method
         self.ikd = ikd
+        self.source = source
         self.epoch = 1
 
     @property
     def needs(self) -> frozenset[str]:
         return self.method.needs | {"logits"}
 
+    @property
+    def observes(self) -> bool:
+        """Whether the logits of this epoch go into the sums."""
+        return self.source == "running" or (self.source == "views" and self.epoch == 1)
+
+    @property
+    def pulls(self) -> bool:
+        """Whether the term is there: from epoch 2 on for every source, so that nothing else differs."""
+        return self.epoch > 1
+
     def prepare(self, student: Outputs, teacher: Outputs) -> None:
         self.method.prepare(student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         parts = self.method(student, teacher, batch)
-        if self.epoch == 1:
+        if self.observes:
             self.ikd.observe(teacher.logits, batch.target)
-        else:
+        if self.pulls:
             parts["ikd"] = self.ikd(student.logits, batch.target)
         return parts
 
     @property
+    def survey(self) -> Literal["clean", "all_views"] | None:
+        return self.source if self.source in ("clean", "all_views") else None
+
+    def take_survey(self, sums: Tensor, counts: Tensor) -> None:
+        self.ikd.sums.copy_(sums)
+        self.ikd.counts.copy_(counts)
+        self.ikd.finish()
+
+    @property
     def phase(self) -> Hashable:
-        return "observe" if self.epoch == 1 else "pull", self.method.phase
+        does = [word for word, done in (("observe", self.observes), ("pull", self.pulls)) if done]
+        return "+".join(does), self.method.phase
 
     def begin_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -116,5 +155,5 @@ class WithIKD(Method):
 
     def end_epoch(self, epoch: int) -> None:
         self.method.end_epoch(epoch)
-        if epoch == 1:
+        if self.observes:
             self.ikd.finish()

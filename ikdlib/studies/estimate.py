@@ -46,7 +46,23 @@ def seconds_of(job: Job, data: DataSet, measured: dict[str, Estimate]) -> Estima
         measured[logits] = Estimate(seconds_of_slab(job, data), "from timed steps")
         seconds += left * measured[logits].seconds
         basis += ", with the teacher's logits"
+    views = _surveyed_views(job, data)
+    survey = f"{spec.teacher_sha256} {spec.recipe.precision} {views} views"
+    if views and not done and survey not in measured:
+        measured[survey] = Estimate(views * seconds_of_slab(job, data), "from timed steps")
+        seconds += measured[survey].seconds
+        basis += f", with the teacher's answers to {views} views of each image"
     return Estimate(seconds, basis)
+
+
+def _surveyed_views(job: Job, data: DataSet) -> int:
+    """Views of each image that the teacher is asked for before the first epoch (`training.survey`).
+
+    What another run left of them is not looked for.
+    """
+    source = "views" if job.spec.method.ikd is None else job.spec.method.ikd.source
+    every = 2 * (2 * data.padding + 1) ** 2
+    return {"clean": 1, "all_views": every}.get(source, 0)
 
 
 def _from_finished(job: Job) -> float | None:

@@ -1,6 +1,9 @@
-"""The learning rate of an epoch."""
+"""The learning rate of an epoch, and how far its steps are in the whole training."""
 
 from __future__ import annotations
+
+import torch
+from torch import Tensor
 
 from ikdlib.spec import Recipe
 
@@ -18,3 +21,9 @@ def learning_rate(recipe: Recipe, epoch: int) -> float:
     if not recipe.warmup:
         return recipe.learning_rate
     return recipe.learning_rate * min(epoch / recipe.warmup, recipe.plateau)
+
+
+def progress_of(recipe: Recipe, epoch: int, steps: int) -> Tensor:
+    """fp32 [steps, 2], a row for each step of an epoch: its number, and how much of the training is done."""
+    done = (torch.arange(steps) + (epoch - 1) * steps).double() / (recipe.epochs * steps)
+    return torch.stack([torch.full_like(done, epoch), done], 1).float()

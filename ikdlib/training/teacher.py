@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor, fx
 from torch.fx.experimental.optimization import fuse
 
@@ -29,6 +29,9 @@ from ikdlib.training.evaluate import autocast, evaluate
 
 ROOM_TO_SPARE = 1 << 30
 """Bytes of disk a slab never takes: the last GiB belongs to the results."""
+
+LOCK_SECONDS = 1.0
+"""How long a run that waits for another one's logits is deaf to a stop."""
 
 CHANCE_FACTOR = 3
 """A teacher below this many times chance level is said to know nothing."""
@@ -102,7 +105,7 @@ class TeacherLogits:
         if self.folder is None:
             return self._compute(loader, epoch, check)
         path = self.path(epoch)
-        with self._locked(path):
+        with self.locked(path, check):
             slab = self._read(path, facts)
             if slab is None:
                 slab = self._compute(loader, epoch, check)
@@ -134,12 +137,12 @@ class TeacherLogits:
         if self.folder is None:
             return evaluate(self.teacher.model, loader, self.data.test)[0]
         path = self.folder / "accuracy.safetensors"  # the folder is this teacher's and this data's own
-        with self._locked(path):
+        with self.locked(path):
             try:
                 return checkpoint.read(path)[1]["accuracy"]
             except IkdError:
                 accuracy = evaluate(self.teacher.model, loader, self.data.test)[0]
-                self._store(path, {}, {"accuracy": accuracy})
+                self.store(path, {}, {"accuracy": accuracy})
                 return accuracy
 
     def _compute(self, loader: Loader, epoch: Epoch, check: Callable[[], None]) -> Tensor:
@@ -164,25 +167,33 @@ class TeacherLogits:
             warnings.warn(f"{path.parent}: no room for teacher logits; each run computes them", stacklevel=4)
             self.folder = None
             return
-        self._store(path, {"logits": slab}, facts)
+        self.store(path, {"logits": slab}, facts)
 
-    def _store(self, path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
+    def store(self, path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
+        """Write a file below `folder`; where that fails, warn once and keep nothing from then on."""
         try:
             checkpoint.write(path, tensors, facts)
         except OSError as error:
             self._give_up(path, error)
 
     @contextmanager
-    def _locked(self, path: Path) -> Iterator[None]:
-        """Hold the lock of a slab; where nothing can be written there is nothing to guard."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path.with_suffix(".lock")).acquire()
-        except OSError as error:
-            self._give_up(path, error)
-            yield
-            return
-        with lock:
+    def locked(self, path: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the lock of a file; ``check`` runs while another process has it.
+
+        Where nothing can be written there is nothing to guard.
+        """
+        lock, held = FileLock(path.with_suffix(".lock")), None
+        while held is None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                held = lock.acquire(timeout=LOCK_SECONDS)
+            except Timeout:
+                check()
+            except OSError as error:
+                self._give_up(path, error)
+                yield
+                return
+        with held:
             yield
 
     def _give_up(self, path: Path, error: OSError) -> None:

@@ -1,5 +1,6 @@
 """The one training loop: teachers and students, every method, CPU and GPU.
 
+    survey         before epoch 1, where a method asks for one: the teacher's class sums (survey.py)
     order, views   drawn from the seed for the whole epoch, before its first step
     slab           the teacher's logits for exactly these views, looked up or computed
     step           student -> method's parts -> loss -> SGD; sums stay on the device
@@ -29,11 +30,11 @@ from ikdlib.data.views import Views
 from ikdlib.errors import IkdError
 from ikdlib.models import CifarModel
 from ikdlib.runs import FORMAT_VERSION, Run, check_format
-from ikdlib.training import checkpoint
+from ikdlib.training import checkpoint, survey
 from ikdlib.training.compiled import PAYS_FROM_STEPS, Compiled
 from ikdlib.training.evaluate import evaluate, settle
 from ikdlib.training.graphs import GraphedStep
-from ikdlib.training.schedule import learning_rate
+from ikdlib.training.schedule import learning_rate, progress_of
 from ikdlib.training.step import Inputs, TrainStep, below, set_switches, student_weights
 from ikdlib.training.teacher import Teacher, TeacherLogits
 
@@ -141,10 +142,10 @@ class Trainer:
         began = time.monotonic()
         rate = learning_rate(self.spec.recipe, self.epoch)
         order = self.loader.epoch(self.epoch)
-        progress = self._progress_of_epoch()
+        progress = progress_of(self.spec.recipe, self.epoch, self.loader.steps).to(self.device)
         self.train_step.begin_epoch(self.epoch, rate, self._resumed_sums)
         self._resumed_sums = {}
-        slab = self._slab(order)  # after the sums are back: a stop meanwhile saves them
+        slab = self._ask_teacher(order)  # after the sums are back: a stop meanwhile saves them
         settle(self.device)
         ready = time.monotonic()
         self.seconds["teacher"] += ready - began
@@ -166,22 +167,20 @@ class Trainer:
         teacher = None if slab is None else slab[stored.rows]
         self._do_step(Inputs(stored.pixels, stored.target, stored.index, stored.views, progress, teacher))
 
-    def _slab(self, order: Epoch) -> Tensor | None:
+    def _ask_teacher(self, order: Epoch) -> Tensor | None:
+        """Logits of the epoch's views; before the first step of all, the survey a method may want."""
         if self.teacher_logits is None:
             return None
+        method = self.train_step.method
+        if method.survey is not None and (self.epoch, self.step) == (1, 0):
+            found = survey.take(self.teacher_logits, self.loader, method.survey, self._between_answers)
+            method.take_survey(found.sums, found.counts)
+        return self.teacher_logits.slab(self.loader, order, self._between_answers)
 
-        def check() -> None:
-            if self.stop():
-                self._save()
-                raise Interrupted
-
-        return self.teacher_logits.slab(self.loader, order, check)
-
-    def _progress_of_epoch(self) -> Tensor:
-        """A row [2] for each step: the epoch's number and how much of the training is done; uploaded once."""
-        steps = self.loader.steps
-        done = (torch.arange(steps) + (self.epoch - 1) * steps).double() / (self.spec.recipe.epochs * steps)
-        return torch.stack([torch.full_like(done, self.epoch), done], 1).float().to(self.device)
+    def _between_answers(self) -> None:
+        if self.stop():
+            self._save()
+            raise Interrupted
 
     def _between_steps(self) -> None:
         """Look at the clock: stop, save or tell, each only when it is due, so the device is left alone."""

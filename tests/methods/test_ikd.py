@@ -13,6 +13,8 @@ from torch import distributed, multiprocessing
 
 from ikdlib import methods
 from ikdlib.data.loader import Batch
+from ikdlib.errors import IkdError
+from ikdlib.methods.controls import TARGETS
 from ikdlib.methods.ikd import IKD, WithIKD
 from ikdlib.models import Outputs
 from ikdlib.spec import IKDSettings, MethodSpec
@@ -25,6 +27,13 @@ def draw(seed: int, count: int = 40):
     draws = torch.Generator().manual_seed(seed)
     teacher, student = (3 * torch.randn(count, C, generator=draws) for _ in range(2))
     return teacher, student, torch.randperm(count, generator=draws) % C
+
+
+def group_means(teacher, target):
+    """[C, C] in fp64: numpy's mean over each class, of batches put together."""
+    logits = np.concatenate([part.double().numpy() for part in teacher])
+    label = np.concatenate([part.numpy() for part in target])
+    return np.stack([logits[label == name].mean(0) for name in range(C)])
 
 
 def batch(student, target, epoch=1.0):
@@ -143,19 +152,145 @@ def test_the_wrapper_leaves_the_method_as_it_is(name):
     assert int(wrapped.ikd.counts.sum()) == len(target), "only the first epoch is observed"
 
 
+# Where the means come from
+
+
+def with_source(source: str, target: str = "means") -> WithIKD:
+    return methods.build(MethodSpec(name="ce", ikd=IKDSettings(source=source, target=target)), C)
+
+
+def shown(method: WithIKD, epoch: int) -> set[str]:
+    """Show a batch of its own to each epoch; names of the parts."""
+    teacher, student, target = draw(10 + epoch)
+    method.begin_epoch(epoch)
+    parts = method(Outputs(logits=student), Outputs(logits=teacher), batch(student, target, epoch))
+    method.end_epoch(epoch)
+    return set(parts)
+
+
+def shown_before(epoch: int):
+    """Teacher logits and targets of the epochs before, as `shown` shows them."""
+    draws = [draw(10 + number) for number in range(1, epoch)]
+    return [teacher for teacher, _, _ in draws], [target for _, _, target in draws]
+
+
+@pytest.mark.parametrize("source", ["views", "running", "clean", "all_views"])
+def test_the_term_begins_in_epoch_2_whatever_the_source(source):
+    method = with_source(source)
+    assert method.survey == (source if source in ("clean", "all_views") else None)
+    if method.survey:
+        method.take_survey(torch.ones(C, C, dtype=torch.float64), torch.ones(C, dtype=torch.int64))
+    for epoch in (1, 2, 3):
+        assert shown(method, epoch) == ({"ce"} if epoch == 1 else {"ce", "ikd"})
+
+
+def test_means_of_epoch_1_stay_and_running_means_go_on():
+    paper, running = with_source("views"), with_source("running")
+    for epoch in (1, 2, 3):
+        shown(paper, epoch), shown(running, epoch)
+        np.testing.assert_allclose(paper.ikd.means, group_means(*shown_before(2)), rtol=1e-5, atol=1e-6)
+        so_far = group_means(*shown_before(epoch + 1))
+        np.testing.assert_allclose(running.ikd.means, so_far, rtol=1e-5, atol=1e-6)
+    assert float((running.ikd.means - paper.ikd.means).abs().max()) > 0.1
+
+
+def test_running_means_stand_still_within_an_epoch():
+    """The term of epoch 2 is towards the means of epoch 1, from its first batch to its last."""
+    running = with_source("running")
+    shown(running, 1)
+    running.begin_epoch(2)
+    means = torch.tensor(group_means(*shown_before(2)))
+    for seed in (20, 21):
+        teacher, student, target = draw(seed)
+        term = running(Outputs(logits=student), Outputs(logits=teacher), batch(student, target, 2.0))["ikd"]
+        p, log_q = means[target].softmax(1), student.double().log_softmax(1)
+        assert float(term) == pytest.approx(6.5 * float((p * (p.log() - log_q)).sum(1).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("target", ["one_hot", "permuted", "smoothed"])
+def test_a_control_is_made_of_fresh_means_each_time(target):
+    """Not of what it made of the means before."""
+    running = with_source("running", target)
+    for epoch in (1, 2, 3):
+        shown(running, epoch)
+        means = torch.tensor(group_means(*shown_before(epoch + 1)))
+        expected = TARGETS[target](means, 1.0)
+        torch.testing.assert_close(running.ikd.means.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("source", ["clean", "all_views"])
+def test_a_survey_alone_makes_the_means(source):
+    """What epochs show adds nothing; a survey that comes again changes nothing."""
+    method = with_source(source)
+    counts = torch.arange(1, C + 1)
+    sums = torch.randn(C, C, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    for _ in range(2):
+        method.take_survey(sums, counts)
+    for epoch in (1, 2):
+        shown(method, epoch)
+        np.testing.assert_allclose(
+            method.ikd.means, sums.numpy() / counts.numpy()[:, None], rtol=1e-6, atol=1e-7
+        )
+        assert torch.equal(method.ikd.counts, counts)
+
+
+def test_a_method_that_asks_for_nothing_has_no_survey():
+    plain = methods.build(MethodSpec(name="dkd"), C)
+    assert plain.survey is None
+    with pytest.raises(TypeError, match="does not define take_survey"):
+        plain.take_survey(torch.zeros(C, C), torch.zeros(C))
+
+
+def test_phases_are_what_a_step_computes():
+    """A graph that was captured in one phase would do the wrong thing in another."""
+    phases = {}
+    for source in ("views", "running", "clean", "all_views"):
+        method = with_source(source)
+        for epoch in (1, 2, 3):
+            method.begin_epoch(epoch)
+            phases[source, epoch] = method.phase[0]
+    for source in ("clean", "all_views"):
+        assert [phases[source, epoch] for epoch in (1, 2, 3)] == ["", "pull", "pull"]
+    assert [phases["views", epoch] for epoch in (1, 2, 3)] == ["observe", "pull", "pull"]
+    assert [phases["running", epoch] for epoch in (1, 2, 3)] == ["observe", "observe+pull", "observe+pull"]
+
+
+def test_running_means_warn_once_of_a_class_nobody_sees():
+    ikd = IKD(2)
+    with pytest.warns(UserWarning, match=r"classes \[1\]") as caught:
+        for _ in range(3):
+            ikd.observe(torch.ones(3, 2), torch.zeros(3, dtype=torch.int64))
+            ikd.finish()
+    assert len(caught) == 1
+
+
+def test_an_unknown_target_is_refused_in_one_line():
+    with pytest.raises(IkdError, match="target of the IKD term 'onehot'; did you mean one_hot") as caught:
+        IKD(C, target="onehot")
+    assert "\n" not in str(caught.value)
+
+
+# Several processes
+
+
 def _work(rank: int, port: int, results) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     teacher, _, target = draw(6)
     ikd = IKD(C)
     ikd.observe(teacher[rank * 15 : 15 + rank * 25], target[rank * 15 : 15 + rank * 25])
+    own = ikd.sums.clone(), ikd.counts.clone()
     ikd.finish()
-    results[rank] = (ikd.means.tolist(), ikd.counts.tolist())
+    once = ikd.means.tolist()
+    kept = torch.equal(ikd.sums, own[0]) and torch.equal(ikd.counts, own[1])
+    ikd.observe(teacher[:4], target[:4])  # `running` goes on after it: nothing may be added up twice
+    ikd.finish()
+    results[rank] = (once, kept, ikd.means.tolist())
     distributed.destroy_process_group()
 
 
 def test_two_processes_add_up_their_sums():
-    """15 images here, 25 there: both end with the means of all 40."""
+    """15 images here, 25 there: both have the means of all 40; then 4 more in each, and the means of 48."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -168,5 +303,9 @@ def test_two_processes_add_up_their_sums():
     alone.observe(teacher, target)
     alone.finish()
     for rank in (0, 1):
-        np.testing.assert_allclose(found[rank][0], alone.means.numpy(), rtol=1e-5, atol=1e-6)
-        assert found[rank][1] == alone.counts.tolist()
+        once, kept, twice = found[rank]
+        np.testing.assert_allclose(once, alone.means.numpy(), rtol=1e-5, atol=1e-6)
+        assert kept, "its own sums stay its own"
+        more = [part[:4] for part in (teacher, target)]
+        expected = group_means([teacher, *[more[0]] * 2], [target, *[more[1]] * 2])
+        np.testing.assert_allclose(twice, expected, rtol=1e-5, atol=1e-6)

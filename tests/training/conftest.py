@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ikdlib.data import DataSet, ImageSet
+from ikdlib.methods.controls import TARGETS
 from ikdlib.runs import Run
 from ikdlib.spec import IKDSettings, MethodSpec, Recipe, RunSpec
 from ikdlib.training import checkpoint
@@ -46,8 +47,11 @@ class Tiny:
         return model
 
     def spec(self, method: str = "dkd+ikd", epochs: int | None = None, **changes: Any) -> RunSpec:
+        """``kd``, ``kd+ikd``, or with a control of the term: ``kd+ikd:one_hot``, ``kd+ikd:running``."""
         name, _, ikd = method.partition("+")
-        method_spec = MethodSpec(name=name, ikd=IKDSettings() if ikd else None)
+        word = ikd.partition(":")[2]
+        control = {"target" if word in TARGETS else "source": word} if word else {}
+        method_spec = MethodSpec(name=name, ikd=IKDSettings(**control) if ikd else None)
         values = {
             "data": "cifar100", "data_sha256": "0" * 64, "student": "resnet8",
             "method": method_spec, "recipe": Recipe().scaled(epochs or self.epochs),

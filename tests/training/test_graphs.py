@@ -246,6 +246,28 @@ def test_the_same_bits_as_without_graphs(cuda, method):
     assert sum(graph.replays for graph in cuda.captures) > 15
 
 
+@pytest.mark.parametrize("control", [{"source": "running"}, {"source": "clean"}, {"target": "permuted"}])
+def test_the_same_bits_for_every_control(cuda, control):
+    """Phases differ: running means observe AND pull from epoch 2 on, surveyed ones never observe."""
+
+    def made() -> TrainStep:
+        step = train_step(methods.build(MethodSpec(name="dkd", ikd=IKDSettings(**control)), CLASSES))
+        if step.method.survey:
+            sums = torch.randn(CLASSES, CLASSES, generator=torch.Generator().manual_seed(6))
+            step.method.take_survey(sums.double(), torch.ones(CLASSES, dtype=torch.int64))
+        return step
+
+    plain, graphed = made(), made()
+    run = GraphedStep(graphed)
+    for number in range(1, 6):
+        assert epoch(plain, plain, number) == epoch(run, graphed, number), f"sums of epoch {number}"
+        same(plain, graphed)
+    epochs_seen = {"running": 5, "clean": 0}.get(control.get("source"), 1)
+    surveyed = CLASSES if control.get("source") == "clean" else 0
+    assert int(graphed.method.ikd.counts.sum()) == epochs_seen * (5 * BATCH + LAST) + surveyed
+    assert sum(graph.replays for graph in cuda.captures) > 15
+
+
 def test_a_part_that_grows_with_progress_grows_in_a_graph_too(cuda):
     """mdistiller's warm-up of DKD: a factor from the epoch's number, which a graph reads from the device."""
     plain, graphed = train_step("dkd", warmup=4.0), train_step("dkd", warmup=4.0)

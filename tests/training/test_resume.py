@@ -19,6 +19,7 @@ from ikdlib.training import checkpoint
 
 METHODS = ("ce", "kd", "dkd", "nkd", "wttm")
 ALL = (*METHODS, *(f"{method}+ikd" for method in METHODS))
+CONTROLS = ("one_hot", "permuted", "smoothed", "clean", "running", "all_views")
 STOPS = {
     "during epoch 1": [(1, 2)],
     "after an epoch": [(2, 0)],
@@ -42,7 +43,7 @@ def uninterrupted(tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize("stops", STOPS.values(), ids=STOPS)
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", [*ALL, *(f"dkd+ikd:{control}" for control in CONTROLS)])
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny, uninterrupted, tmp_path, method, stops):
     spec = tiny.spec(method)
     for epoch, step in stops:
@@ -135,6 +136,41 @@ def test_the_comparison_would_notice(tiny, uninterrupted, tmp_path, damage):
     again.folder.mkdir(parents=True)
     shutil.copy(undamaged, again.checkpoint)
     assert tiny.outcome(tiny.train(again.root, spec).run) == uninterrupted(spec)
+
+
+def change_a_mean(tensors):
+    tensors["method.ikd.means"][0, 0] += 1
+
+
+@pytest.mark.parametrize(
+    "control, stop, damage, matters",
+    [
+        ("running", (2, 1), change_a_class_sum, True),  # they go on after epoch 1 ...
+        ("views", (2, 1), change_a_class_sum, False),  # ... and the paper's do not
+        ("clean", (1, 2), change_a_mean, True),  # surveyed before epoch 1 and never again
+        ("views", (1, 2), change_a_mean, False),  # made when epoch 1 ends
+        ("permuted", (2, 1), change_a_mean, True),
+    ],
+)
+def test_what_a_source_takes_from_the_checkpoint(
+    tiny, uninterrupted, tmp_path, control, stop, damage, matters
+):
+    """Negative control for each: the state that counts is in the checkpoint, and it is this one."""
+    spec = tiny.spec(f"dkd+ikd:{control}")
+    run = tiny.train_until(tmp_path, spec, *stop).run
+    tensors, facts = checkpoint.read(run.checkpoint)
+    damage(tensors)
+    checkpoint.write(run.checkpoint, tensors, facts)
+    assert (tiny.outcome(tiny.train(tmp_path, spec).run) != uninterrupted(spec)) == matters
+
+
+def test_every_control_is_a_training_of_its_own(tiny, uninterrupted):
+    """The same seed: epoch 1 alike, as no term is there yet, and other weights in the end."""
+    specs = [tiny.spec("dkd+ikd"), *(tiny.spec(f"dkd+ikd:{control}") for control in CONTROLS)]
+    outcomes = [uninterrupted(spec) for spec in specs]
+    assert len(set(outcomes)) == len(specs)
+    first = {history.split("{'")[1] for _, history in outcomes}
+    assert len(first) == 1 and first.pop().startswith("epoch': 1,")
 
 
 def test_another_process_makes_the_same_weights_and_another_seed_others(tiny, uninterrupted, tmp_path):

@@ -1,11 +1,11 @@
-"""The learning rate of every epoch, against the table of the reference README written out by hand."""
+"""The learning rate of every epoch against the reference README's table, written out by hand; progress."""
 
 from __future__ import annotations
 
 import pytest
 
 from ikdlib.spec import Recipe
-from ikdlib.training.schedule import learning_rate
+from ikdlib.training.schedule import learning_rate, progress_of
 
 
 def rates(recipe: Recipe) -> list[float]:
@@ -76,3 +76,10 @@ def test_48_epochs_of_the_released_protocol():
 
 def test_one_epoch_has_the_full_rate():
     assert rates(Recipe().scaled(1)) == [0.05]
+
+
+def test_progress_is_the_epochs_number_and_the_part_that_is_done():
+    """Two epochs of four steps: eighths."""
+    recipe = Recipe().scaled(2)
+    assert progress_of(recipe, 1, 4).tolist() == [[1, 0], [1, 0.125], [1, 0.25], [1, 0.375]]
+    assert progress_of(recipe, 2, 4).tolist() == [[2, 0.5], [2, 0.625], [2, 0.75], [2, 0.875]]

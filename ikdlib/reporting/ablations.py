@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from ikdlib.reporting.collect import by_seed
 from ikdlib.reporting.statistics import Difference, corrected, paired_difference
 from ikdlib.runs import Run
 from ikdlib.spec import RunSpec
@@ -29,6 +30,8 @@ AXES = {
     "ikd.temperature": "temperature T of the IKD term", "ikd.weight": "weight λ of the IKD term",
     "recipe.batch_size": "batch size", "temperature": "temperature of the base method",
 }  # fmt: skip
+# What the paper says is best, by series: figures 4(a) and 4(b).
+BEST = {"ikd.temperature": {"dkd+ikd": 1.0}, "ikd.weight": {"dkd+ikd": 6.5, "nkd+ikd": 6.0}}
 MEASURES = {
     "test": "test top-1 (%)", "held_out": "held-out top-1 (%)",
     "confidence": "probability of the target class (%), test",
@@ -122,28 +125,24 @@ def optimum(
     return Finding(sentence, effect, verdict)
 
 
-def against(
-    cells: Iterable[Any], pair: str, method: str, questions: Mapping[str, str], primary: str
-) -> pd.DataFrame:
-    """One method minus each of some others, paired by seed, judged together: a row each.
+def against(cells: Iterable[Any], method: str, questions: Mapping[str, str], primary: str) -> pd.DataFrame:
+    """One method minus each of some others, paired by seed; all of them are judged together.
 
-    ``questions``: label of the other cell to the question it answers. Columns: other, question, then as in
-    `tables.study_table` (gain, gain_low, ...); the gain is missing where one of the two was not run.
+    ``questions``: label of the other cell to the question it answers. A row for each pair and other, with
+    columns pair, method, other, name, question, gain, gain_low, gain_high, gain_n, p_holm, effect, verdict;
+    the last ones are None where one of the two was not run.
     """
-    from ikdlib.reporting.collect import by_seed
-
     by_name = {(cell.pair, cell.method): by_seed(cell.runs, primary) for cell in cells}
-    found = {
-        other: paired_difference(by_name.get((pair, method), {}), by_name.get((pair, other), {}))
-        for other in questions
-    }
-    run = {other: d for other, d in found.items() if d is not None}
-    judged = dict(zip(run, corrected(list(run.values())), strict=True))
-    rows = [
-        {"other": other, "question": question, **_columns(judged.get(other))}
-        for other, question in questions.items()
-    ]
-    return pd.DataFrame(rows)
+    rows, found = [], {}
+    for pair in dict.fromkeys(pair for pair, _ in by_name):
+        for other, question in questions.items():
+            d = paired_difference(by_name.get((pair, method), {}), by_name.get((pair, other), {}))
+            if d is not None:
+                found[len(rows)] = d
+            name = f"{pair}: {method} minus {other}"
+            rows.append({"pair": pair, "method": method, "other": other, "name": name, "question": question})
+    judged = dict(zip(found, corrected(list(found.values())), strict=True))
+    return pd.DataFrame([{**row, **_columns(judged.get(place))} for place, row in enumerate(rows)])
 
 
 def gains(found: pd.DataFrame, measure: str) -> pd.DataFrame:

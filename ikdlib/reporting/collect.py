@@ -48,8 +48,20 @@ class Table:
         return f"{self.data}, {self.epochs} epochs, {self.precision}, {self.protocol} protocol{apart}"
 
     @property
+    def name(self) -> str:
+        """The same for the names of files."""
+        apart = f"-holdout{self.holdout}" if self.holdout else ""
+        return f"{self.data}-{self.epochs}epochs-{self.precision}-{self.protocol}{apart}"
+
+    @property
     def primary(self) -> str:
+        """``last`` or ``best``: which epoch the protocol reports."""
         return protocol.PRIMARY[self.protocol]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether published numbers may stand beside it: CIFAR-100, all its images, 240 epochs."""
+        return (self.data, self.epochs, self.holdout) == ("cifar100", 240, 0)
 
     @property
     def pairs(self) -> tuple[str, ...]:

@@ -74,10 +74,12 @@ def _panel(axis: Axes, here: pd.DataFrame, measure: str, optimum: dict[str, floa
 def forest(rows: pd.DataFrame, title: str, unit: str = "points of test top-1") -> Figure:
     """Differences with their 95 % intervals, a line each; zero is marked. One seed shows a hollow dot.
 
-    ``rows``: columns name, method, gain, gain_low, gain_high, gain_n; ``method`` gives the colour.
+    ``rows``: columns name, method, gain, gain_low, gain_high, gain_n; ``method`` gives the colour. A row
+    without a gain is left out.
     """
     import matplotlib.pyplot as plt
 
+    rows = rows[rows["gain"].notna()]
     figure, axis = plt.subplots(figsize=(7.2, 0.42 * max(len(rows), 1) + 1.5))
     axis.axvline(0, color="#666666", linewidth=1)
     for place, row in enumerate(rows.itertuples()):

@@ -76,33 +76,42 @@ def class_means_heatmap(
     return figure, pd.DataFrame(probability, index=list(classes), columns=list(classes))
 
 
-def accuracy_bars(table: pd.DataFrame, primary: str, title: str) -> Figure:
-    """Test top-1 of each cell, with one standard deviation over seeds where there is more than one."""
+def accuracy_dots(table: pd.DataFrame, primary: str, title: str) -> Figure:
+    """Test top-1 of each cell as a dot, a panel a pair; the line is one standard deviation over seeds.
+
+    Dots and not bars: a bar has to begin at zero, and the differences are a hundredth of that.
+    """
     import matplotlib.pyplot as plt
 
     done = table[table["n"] > 0]
-    figure, axis = plt.subplots(figsize=(max(4.5, 0.75 * len(done) + 1.5), 3.6))
-    for place, (_, row) in enumerate(done.iterrows()):
-        std = row[f"{primary}_std"]
-        look = style(row["method"])
-        axis.bar(
-            place, row[f"{primary}_top1"], yerr=None if pd.isna(std) else std, capsize=3,
-            color=look["color"], hatch="" if look["linestyle"] == "-" else "///", edgecolor="white",
-        )  # fmt: skip
-        axis.annotate(
-            f"{row[f'{primary}_top1']:.1f}", (place, row[f"{primary}_top1"]), ha="center", va="bottom",
-            fontsize=8, xytext=(0, 2), textcoords="offset points",
-        )  # fmt: skip
-    labels = [
-        row.method if done["pair"].nunique() == 1 else f"{row.pair}\n{row.method}"
-        for row in done.itertuples()
-    ]
-    axis.set_xticks(range(len(done)), labels, rotation=0 if done["pair"].nunique() == 1 else 60, fontsize=8)
-    if len(done):
-        low = done[f"{primary}_top1"].min()
-        axis.set_ylim(max(0, low - 10), min(100, done[f"{primary}_top1"].max() + 5))
-    axis.set(ylabel=f"test top-1 (%), {primary} epoch", title=title)
-    axis.spines[["top", "right"]].set_visible(False)
+    pairs = list(dict.fromkeys(done["pair"])) or ["no finished run"]
+    columns = min(3, len(pairs))
+    lines = -(-len(pairs) // columns)
+    tallest = max((done["pair"] == pair).sum() for pair in pairs) if len(done) else 1
+    size = (4.2 * columns + 0.6, (0.34 * tallest + 1.0) * lines + 0.4)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
+    for axis in axes.flat[len(pairs) :]:
+        axis.set_visible(False)
+    for axis, pair in zip(axes.flat, pairs, strict=False):
+        rows = done[done["pair"] == pair]
+        for place, (_, row) in enumerate(rows.iterrows()):
+            value, std, look = row[f"{primary}_top1"], row[f"{primary}_std"], style(row["method"])
+            full = look["linestyle"] == "-"
+            axis.errorbar(
+                value, place, xerr=None if pd.isna(std) else std, marker="o", capsize=3, color=look["color"],
+                markerfacecolor=look["color"] if full else "white",
+            )  # fmt: skip
+            axis.annotate(
+                f"{value:.1f}", (value, place), ha="center", va="bottom", fontsize=8, xytext=(0, 4),
+                textcoords="offset points",
+            )  # fmt: skip
+        axis.set_yticks(range(len(rows)), list(rows["method"]), fontsize=9)
+        axis.set_ylim(len(rows) - 0.4, -0.8)
+        axis.margins(x=0.15)
+        axis.set(title=pair, xlabel=f"test top-1 (%), {primary} epoch")
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
     figure.tight_layout()
     return figure
 

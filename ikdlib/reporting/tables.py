@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -109,10 +109,11 @@ def pooled(cells: Iterable[Any], primary: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(names))
 
 
-def readable(table: pd.DataFrame, primary: str, folders: str = "") -> pd.DataFrame:
+def readable(table: pd.DataFrame, primary: str, folders: str | Mapping[str, str] = "") -> pd.DataFrame:
     """The table as people read it: text cells, one decimal more than the noise deserves.
 
-    ``folders``: the way from the table to the run folders, like ``../runs``: each cell then links its runs.
+    ``folders``: the way from the table to the run folders, like ``../runs`` (or run id to such a way): each
+    cell then links its runs by their seeds.
     """
     other = "best" if primary == "last" else "last"
     shown = pd.DataFrame(
@@ -134,13 +135,7 @@ def readable(table: pd.DataFrame, primary: str, folders: str = "") -> pd.DataFra
             for value in table.get("minus_published", [None] * len(table))
         ]
     if folders:
-        shown["runs"] = [
-            " ".join(
-                f"[{run_id.split('-seed')[1].split('-')[0]}]({folders}/{quote(run_id)}/)"
-                for run_id in ids.split()
-            )
-            for ids in table["runs"]
-        ]
+        shown["runs"] = [" ".join(_link(run_id, folders) for run_id in ids.split()) for ids in table["runs"]]
     return shown
 
 
@@ -168,6 +163,12 @@ def verdicts(table: pd.DataFrame, over_pairs: pd.DataFrame | None = None) -> lis
         for _, row in table.iterrows()
         if pd.notna(row["gain"])
     ]
+
+
+def _link(run_id: str, folders: str | Mapping[str, str]) -> str:
+    folder = folders if isinstance(folders, str) else folders[run_id]
+    seed = run_id.rpartition("-seed")[2].partition("-")[0]
+    return f"[seed {seed}]({folder}/{quote(run_id)}/)"
 
 
 def _published(published: pd.DataFrame, pair: str, method: str) -> dict[str, Any]:

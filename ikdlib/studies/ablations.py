@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from ikdlib.errors import IkdError
 from ikdlib.spec import Recipe
 from ikdlib.studies import protocol
+from ikdlib.studies.controls import CONTROLS, SOURCES
 from ikdlib.studies.study import Study, StudySettings, listed
 from ikdlib.studies.variants import RATE, Variant
 
@@ -19,16 +20,6 @@ TEMPERATURES = (0.5, 1.0, 2.0, 3.0, 4.0)
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 6.0, 6.5, 7.0, 8.0)
 BATCH_SIZES = (32, 64, 128, 256, 512)
 KD_TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
-CONTROLS = {
-    "one_hot": "the same lambda on one-hot targets: is it just more cross-entropy?",
-    "permuted": "class means whose other entries are permuted: same entropy and confidence, no structure",
-    "smoothed": "label smoothing of equal entropy: is a soft label all it takes?",
-}
-SOURCES = {
-    "clean": "class means from the training images as they are",
-    "running": "class means of all epochs so far",
-    "all_views": "class means of all 162 views of each image (the teacher answers 162 times as often, once)",
-}
 
 
 def term_temperatures(methods: str = "", grid: str = "") -> list[Variant]:

@@ -59,19 +59,29 @@ def test_curves_of_two_pairs_stand_side_by_side(folders, cells):
     assert [axis.get_title() for axis in figure.axes] == ["resnet56/resnet20", "vgg13/vgg8"]
 
 
-def test_bars_show_what_is_finished(cells):
-    (axis,) = figures.accuracy_bars(table_of(cells), "last", "a title").axes
-    assert [bar.get_height() for bar in axis.patches] == [71.0, 71.0]
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["kd", "kd+ikd"]
+def test_dots_show_what_is_finished(cells):
+    (axis,) = figures.accuracy_dots(table_of(cells), "last", "a title").axes
+    dots = [container.lines[0] for container in axis.containers]
+    assert [dot.get_xdata()[0] for dot in dots] == [71.0, 71.0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["kd", "kd+ikd"]
+    (spread,) = [line for line in dots[0].axes.collections]  # one seed has none
+    (segment,) = spread.get_segments()
+    np.testing.assert_allclose(segment[:, 0], [71 - np.sqrt(2), 71 + np.sqrt(2)])
+
+
+def test_dots_have_a_panel_a_pair(folders, cells):
+    more = folders.cell("kd", folders.finished("kd", 1, 60.0, pair="vgg13/vgg8"), pair="vgg13/vgg8")
+    axes = figures.accuracy_dots(table_of([*cells, more]), "last", "a title").axes
+    assert [axis.get_title() for axis in axes] == ["resnet56/resnet20", "vgg13/vgg8"]
 
 
 def test_without_any_run_pictures_are_empty_and_say_so(folders, tmp_path):
     nothing = [folders.cell("kd", folders.run("kd", 1))]
     figure, data = figures.training_curves(nothing, "a title")
     assert data.empty and figure.axes[0].get_title() == "no finished run"
-    bars = figures.accuracy_bars(table_of(nothing), "last", "a title")
-    assert not bars.axes[0].patches
-    for name, drawn in (("curves", figure), ("bars", bars)):
+    dots = figures.accuracy_dots(table_of(nothing), "last", "a title")
+    assert not dots.axes[0].containers and dots.axes[0].get_title() == "no finished run"
+    for name, drawn in (("curves", figure), ("dots", dots)):
         assert figures.write(drawn, tmp_path / name).exists()
 
 
@@ -93,12 +103,12 @@ def test_a_method_keeps_its_colour_and_ikd_is_solid():
 def draw(kind: str, cells):
     if kind == "curves":
         return figures.training_curves(cells, "a title")
-    if kind == "bars":
-        return figures.accuracy_bars(table_of(cells), "last", "a title"), table_of(cells)
+    if kind == "dots":
+        return figures.accuracy_dots(table_of(cells), "last", "a title"), table_of(cells)
     return figures.class_means_heatmap(np.eye(3), CLASSES)
 
 
-@pytest.mark.parametrize("kind", ["curves", "bars", "heatmap"])
+@pytest.mark.parametrize("kind", ["curves", "dots", "heatmap"])
 def test_png_svg_and_csv_are_written_twice_alike_and_without_paths(kind, cells, tmp_path):
     for name in ("one", "two"):
         figure, data = draw(kind, cells)

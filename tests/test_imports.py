@@ -13,7 +13,10 @@ import pytest
 import ikdlib
 
 PACKAGE = Path(ikdlib.__file__).parent
-ABSENT = ("papermill", "jupyter", "jupyterlab", "dask", "distributed", "matplotlib", "seaborn", "scipy")
+ABSENT = (
+    "papermill", "jupyter", "jupyterlab", "nbconvert", "nbformat", "bs4", "yaml", "dask", "distributed",
+    "matplotlib", "seaborn", "scipy",
+)  # fmt: skip
 FORBIDDEN = {
     "methods": ("training", "studies", "reporting"),
     "models": ("training", "studies", "reporting"),

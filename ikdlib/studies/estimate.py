@@ -34,25 +34,28 @@ def seconds_of(job: Job, data: DataSet, measured: dict[str, Estimate]) -> Estima
     spec = job.spec
     done = len(job.run.history) if (job.run.folder / "history.csv").exists() else 0
     left = spec.recipe.epochs - done
+    seconds, words = 0.0, ""
+    views = 0 if done else _surveyed_views(job, data)
+    survey = f"{spec.teacher_sha256} {spec.recipe.precision} {views} views"
+    if views and survey not in measured:
+        measured[survey] = Estimate(views * seconds_of_slab(job, data), "from timed steps")
+        seconds, words = (
+            measured[survey].seconds,
+            f", with the teacher's answers to {views} views of each image",
+        )
     per_epoch = _from_finished(job)
     if per_epoch is not None:
-        return Estimate(left * per_epoch, "from finished runs")
+        return Estimate(seconds + left * per_epoch, "from finished runs" + words)
     steps = f"{spec.student} {spec.recipe.precision} {spec.recipe.batch_size}"
     if steps not in measured:
         measured[steps] = Estimate(_timed_epoch(job, data), "from timed steps")
-    seconds, basis = left * measured[steps].seconds, measured[steps].basis
+    seconds += left * measured[steps].seconds
     logits = f"{spec.teacher_sha256} {spec.recipe.precision} {spec.seed}"
     if spec.teacher is not None and logits not in measured:
         measured[logits] = Estimate(seconds_of_slab(job, data), "from timed steps")
         seconds += left * measured[logits].seconds
-        basis += ", with the teacher's logits"
-    views = _surveyed_views(job, data)
-    survey = f"{spec.teacher_sha256} {spec.recipe.precision} {views} views"
-    if views and not done and survey not in measured:
-        measured[survey] = Estimate(views * seconds_of_slab(job, data), "from timed steps")
-        seconds += measured[survey].seconds
-        basis += f", with the teacher's answers to {views} views of each image"
-    return Estimate(seconds, basis)
+        words = f", with the teacher's logits{words}"
+    return Estimate(seconds, measured[steps].basis + words)
 
 
 def _surveyed_views(job: Job, data: DataSet) -> int:
@@ -70,7 +73,9 @@ def _from_finished(job: Job) -> float | None:
     alike = []
     for run in runs.find(job.run.root):
         same = run.spec.student == job.spec.student and run.spec.teacher == job.spec.teacher
-        if same and run.status == "finished" and run.spec.recipe.precision == job.spec.recipe.precision:
+        ours, theirs = job.spec.recipe, run.spec.recipe
+        same = same and (ours.batch_size, ours.precision) == (theirs.batch_size, theirs.precision)
+        if same and run.status == "finished":
             alike.append(run.history["seconds"].median())
     return sorted(alike)[len(alike) // 2] if alike else None
 

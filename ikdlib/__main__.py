@@ -196,7 +196,11 @@ def _report(options: argparse.Namespace) -> int:
 
 def _show(tables: list[Path]) -> None:
     for path in tables:
-        print(f"\n{path.read_text()}\nRuns, figures and notebooks are beside it, in {path.parent.parent}/")
+        print()
+        for line in path.read_text().splitlines():
+            # The last column links the runs' folders: of use on a page, in the way in a terminal.
+            print("|".join(line.split("|")[:-2]) + "|" if line.startswith("|") else line)
+        print(f"\nRuns, figures and notebooks are beside it, in {path.parent.parent}/")
 
 
 def _equivalence(options: argparse.Namespace) -> int:

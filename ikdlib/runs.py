@@ -152,7 +152,10 @@ def damaged_files(run: Run) -> list[str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+        return content
     except FileNotFoundError:
         raise IkdError(f"{path}: there is no such file; the run has not come that far") from None
     except (OSError, ValueError) as error:

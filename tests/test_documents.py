@@ -1,10 +1,8 @@
-"""What the documents at the top say must be true: tests named exist, commands shown can be given."""
+"""What the documents at the top say must be true: tests named exist, numbers are those of run folders."""
 
 from __future__ import annotations
 
 import re
-import shlex
-import subprocess
 import tomllib
 from pathlib import Path
 
@@ -14,10 +12,7 @@ import pytest
 import torch
 import yaml
 
-from ikdlib import __main__, __version__, runs
-from ikdlib.errors import IkdError
-from ikdlib.reporting import tables  # noqa: F401  (what the table commands need is importable)
-from ikdlib.studies.study import Study
+from ikdlib import __version__, runs
 
 ROOT = Path(__file__).parent.parent
 
@@ -117,71 +112,6 @@ def test_changelog_has_this_version():
 
 
 # README.md
-
-
-def shown_commands() -> list[str]:
-    """Every command in the README's code blocks and inline code, continued lines joined."""
-    text = read("README.md")
-    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    lines += re.findall(r"`([^`\n]+)`", prose)
-    return [line.removeprefix("$ ") for line in lines]
-
-
-def words_of(command: str) -> list[str]:
-    return shlex.split(command, comments=True)
-
-
-def make_commands() -> list[list[str]]:
-    return [words_of(line) for line in shown_commands() if re.match(r"(\w+=\S+ )*make( |$)", line)]
-
-
-def ikdlib_commands(lines: list[str]) -> list[list[str]]:
-    """What follows `-m ikdlib` in each line that has it."""
-    found = [words_of(line.split("-m ikdlib", 1)[1]) for line in lines if "-m ikdlib" in line]
-    return [[word for word in words if word != "..."] for words in found]
-
-
-def check_arguments(words: list[str]) -> None:
-    """The arguments parse, and a study can be made of them (that is: every name in them is known)."""
-    options = __main__._parser().parse_args(words)
-    if hasattr(options, "profile"):
-        values = __main__._study_settings(options)
-        Study(values.updated(device="auto"))
-
-
-def test_every_make_command_shown_can_be_given():
-    commands = make_commands()
-    assert commands, "README.md shows no make command"
-    makefile = read("Makefile")
-    targets = set(re.findall(r"^([a-z][a-z-]*):(?!=)", makefile, re.MULTILINE))
-    for words in commands:
-        given = [word for word in words if word not in ("make", "...")]
-        for word in given:
-            name, equals, _ = word.partition("=")
-            if equals:
-                assert re.search(rf"\b{name}\b", makefile), f"`{shlex.join(words)}`: make reads no {name}"
-            elif not word.startswith("-"):
-                assert word in targets, f"`{shlex.join(words)}`: there is no target {word}"
-        if any("=" not in word for word in given):
-            told = subprocess.run(["make", "-n", *given], cwd=ROOT, capture_output=True, text=True)
-            assert told.returncode == 0, told.stderr
-            for arguments in ikdlib_commands(told.stdout.replace("\\\n", " ").splitlines()):
-                check_arguments(arguments)
-
-
-def test_every_ikdlib_command_shown_parses():
-    for words in ikdlib_commands(shown_commands()):
-        if words:  # `python -m ikdlib` alone, in a sentence
-            check_arguments(words)
-
-
-def test_the_check_of_commands_can_fail():
-    with pytest.raises(IkdError, match="paars"):
-        check_arguments(["table", "--paars", "resnet56/resnet20"])
-    with pytest.raises(Exception, match="kdd"):
-        check_arguments(["table", "--methods", "kdd"])
 
 
 def test_the_readmes_numbers_are_those_of_the_run_folders():

@@ -78,8 +78,15 @@ def _measured(run: Run, primary: str) -> list[float]:
     if primary == "last":
         row = history.iloc[-1]
         return [float(row.get(f"{name}", float("nan"))) for name in _HISTORY]
-    # Under "best" each split is at its own best epoch, as who reports the best epoch would choose it.
-    return [float(history[name].max()) if name in history else float("nan") for name in _HISTORY]
+    # Under "best" each split is at its own best epoch, as who reports the best epoch would choose it; the
+    # confidence on the test images is that of the epoch that is best on them.
+    test, held_out, confidence = (history.get(name) for name in _HISTORY)
+    nothing = float("nan")
+    return [
+        float(test.max()),
+        nothing if held_out is None else float(held_out.max()),
+        nothing if confidence is None else float(confidence[test.idxmax()]),
+    ]
 
 
 _HISTORY = ("test_top1", "held_out_top1", "test_confidence")
@@ -110,7 +117,7 @@ def optimum(
     if not differences:
         return None
     judged = dict(zip(differences, corrected(list(differences.values())), strict=True))
-    if all(d.verdict == "supported" for d in differences.values()):
+    if len(differences) == len(others) and all(d.verdict == "supported" for d in differences.values()):
         verdict = "supported"
     elif any(d.verdict == "contradicted" for d in judged.values()):
         verdict = "contradicted"
@@ -120,7 +127,7 @@ def optimum(
     effect = differences[rival]
     sentence = (
         f"{pair} {series}: {symbol} = {value:g} minus {symbol} = {rival:g}, the best of the "
-        f"{len(others)} others: {_words(effect)}"
+        f"{len(differences)} others: {_words(effect)}"
     )
     return Finding(sentence, effect, verdict)
 
@@ -142,7 +149,9 @@ def against(cells: Iterable[Any], method: str, questions: Mapping[str, str], pri
             name = f"{pair}: {method} minus {other}"
             rows.append({"pair": pair, "method": method, "other": other, "name": name, "question": question})
     judged = dict(zip(found, corrected(list(found.values())), strict=True))
-    return pd.DataFrame([{**row, **_columns(judged.get(place))} for place, row in enumerate(rows)])
+    columns = ["pair", "method", "other", "name", "question", *_columns(None)]
+    every = [{**row, **_columns(judged.get(place))} for place, row in enumerate(rows)]
+    return pd.DataFrame(every, columns=columns)
 
 
 def gains(found: pd.DataFrame, measure: str) -> pd.DataFrame:

@@ -9,10 +9,12 @@ labels [N]; probabilities are softmax at T = 1, computed in float64. Accuracies 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ikdlib import files
 from ikdlib.data import groups as coarse
 from ikdlib.errors import IkdError
 from ikdlib.reporting.kept import Predictions, of_target, predictions
@@ -219,11 +221,19 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**text).rename(columns={"paper": "the paper says"})
 
 
+def write(table: pd.DataFrame, caption: str, path: Path) -> str:
+    """Write a `summary` as ``path.csv`` (full precision) and ``path.md``; returns the Markdown."""
+    text = f"{caption}\n\n{readable(table).to_markdown(index=False, disable_numparse=True)}\n"
+    files.write_text(path.with_suffix(".csv"), table.to_csv(index=False, lineterminator="\n"))
+    files.write_text(path.with_suffix(".md"), text)
+    return text
+
+
 def verdict(table: pd.DataFrame, base: Predictions) -> str:
     """A sentence: what the paper's third claim speaks of, in these two runs, and that they decide nothing."""
     shown = readable(table)
     told = [
-        f"{row.measure} {row.difference} {row.unit} (the paper: {paper})"
+        f"{row.measure} {row.difference} {'nats' if row.unit == 'nats' else 'points'} (the paper: {paper})"
         for row, paper in zip(shown.itertuples(), table["paper"], strict=True)
         if paper
     ]

@@ -25,7 +25,7 @@ EXTREMES = 6  # classes named at each end of a row of a hundred
 # Okabe and Ito's again, for the classes of one group; each has a marker of its own besides.
 CLASS_LOOKS = (("#0072B2", "o"), ("#E69F00", "^"), ("#009E73", "s"), ("#CC79A7", "D"), ("#000000", "v"))
 MINUS = "\N{MINUS SIGN}"
-NO_CHANGE = "where 95 % of the classes would end if the term changed nothing"
+NO_CHANGE = "where 95 % of the classes would end if both runs were equally good at them"
 
 
 def confidence(base: Predictions, treated: Predictions) -> tuple[Figure, pd.DataFrame]:
@@ -114,7 +114,7 @@ def confusion(base: Predictions, treated: Predictions) -> tuple[Figure, pd.DataF
 def class_gains(base: Predictions, treated: Predictions) -> tuple[Figure, pd.DataFrame]:
     """Accuracy of each class with the term minus without, sorted; the extremes are named.
 
-    The grey bars span 1.96 standard errors of a class in which the term changes nothing: of the images that
+    The grey bars span 1.96 standard errors of a class that both runs are equally good at: of the images that
     one run has right and the other wrong, each is then one or the other with equal chance (McNemar, 1947).
     """
     import matplotlib.pyplot as plt
@@ -178,9 +178,13 @@ def spread(base: Predictions, treated: Predictions) -> tuple[Figure, pd.DataFram
 
 
 def plane(base: Predictions, treated: Predictions, group: str = "") -> tuple[Figure, pd.DataFrame]:
-    """The logits of the classes of one group in two dimensions, both runs on the same axes.
+    """The images of one group in two dimensions, both runs on the same axes (`behaviour.plane`).
 
-    ``group``: by default that in which both runs together confuse most images.
+    Of their logits those of the group's own classes: they say which look-alike an image is taken for. All
+    of them together vary in too many ways for two axes.
+
+    Args:
+        group: by default that in which both runs together confuse most images.
     """
     import matplotlib.pyplot as plt
 
@@ -188,27 +192,24 @@ def plane(base: Predictions, treated: Predictions, group: str = "") -> tuple[Fig
     group = group or most_confused(base, treated)
     shown = groups[base.labels] == group
     labels, classes = base.labels[shown], np.flatnonzero(groups == group)
-    *points, share = behaviour.plane(base.logits[shown], treated.logits[shown])
-    figure, axes = plt.subplots(1, 2, figsize=(10.4, 5.2), sharex=True, sharey=True)
+    *points, share = behaviour.plane(*(run.logits[shown][:, classes] for run in (base, treated)))
+    wide, high = 1.08 * np.abs(np.concatenate(points)).max(axis=0)
+    wide, high = max(wide, high), max(0.6 * wide, high)
+    figure, axes = plt.subplots(1, 2, figsize=(10.4, 1.7 + 4 * high / wide), sharex=True, sharey=True)
     tables = []
     for axis, run, at in zip(axes, (base, treated), points, strict=True):
         right = run.logits.argmax(axis=1)[shown] == labels
         for number, (colour, marker) in zip(classes, CLASS_LOOKS, strict=False):
             own = labels == number
-            axis.scatter(
-                *at[own].T,
-                s=22,
-                marker=marker,
-                color=colour,
-                alpha=0.55,
-                lw=0,
-                label=base.short_names[number],
-            )
+            look = {"marker": marker, "color": colour, "label": base.short_names[number]}
+            axis.scatter(*at[own].T, s=22, alpha=0.55, lw=0, **look)
         for number, (colour, marker) in zip(classes, CLASS_LOOKS, strict=False):
             middle = at[labels == number].mean(axis=0)
             axis.plot(*middle, marker, ms=12, color=colour, mec="white", mew=1.8)
         axis.set_title(f"{run.method}: {100 * right.mean():.1f} % of them right", fontsize=10)
         axis.set(xlabel=f"first component ({share[0]:.0f} % of the variance)", aspect="equal")
+        axis.set(xlim=(-wide, wide), ylim=(-high, high))
+        axis.locator_params(nbins=6)
         axis.grid(alpha=0.3)
         names = np.asarray(base.classes)[labels]
         tables.append(
@@ -216,8 +217,8 @@ def plane(base: Predictions, treated: Predictions, group: str = "") -> tuple[Fig
         )
     axes[0].set_ylabel(f"second component ({share[1]:.0f} %)")
     axes[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    title = f"Logits of the test images of {group.replace('_', ' ')}; large: a class's mean"
-    return _finished(figure, title, base), pd.concat(tables)
+    title = f"Test images of {group.replace('_', ' ')} by the logits of these classes; large: a class's mean"
+    return _finished(figure, title, base), pd.concat(tables, ignore_index=True)
 
 
 def most_confused(base: Predictions, treated: Predictions) -> str:
@@ -233,11 +234,7 @@ def most_confused(base: Predictions, treated: Predictions) -> str:
 
 
 def _finished(figure: Figure, title: str, base: Predictions) -> Figure:
-    spec = base.spec
-    about = (
-        f"{spec.pair}, {spec.data}, {spec.recipe.epochs} epochs, {spec.recipe.precision}, seed {spec.seed}"
-    )
-    figure.suptitle(f"{title}\n{base.method} and {base.method}+ikd, {about}: n = 1 seed", fontsize=11)
+    figure.suptitle(f"{title}\n{base.method} and {base.method}+ikd, {base.about}: n = 1 seed", fontsize=11)
     figure.tight_layout()
     return figure
 
@@ -273,7 +270,7 @@ def _by_group(axis: Axes, data: pd.DataFrame, base: Predictions, treated: Predic
 
 def _name_extremes(axis: Axes, gain: pd.Series, short: dict[str, str]) -> None:
     for places, side in ((range(EXTREMES), -1), (range(len(gain) - EXTREMES, len(gain)), 1)):
-        for place in places:
+        for place in (place for place in places if gain.iloc[place]):
             axis.annotate(
                 short[str(gain.index[place])], (place, gain.iloc[place]), xytext=(0, 8 * side),
                 textcoords="offset points", rotation=90, fontsize=8, ha="center", parse_math=False,
@@ -284,12 +281,12 @@ def _name_extremes(axis: Axes, gain: pd.Series, short: dict[str, str]) -> None:
 
 
 def _name_points(axis: Axes, x: np.ndarray, y: np.ndarray, names: tuple[str, ...]) -> None:
-    """The three classes farthest from the line on either side, in two columns beside it."""
-    order = np.argsort(y - x)
-    for places, left, bottom in ((order[-3:], 0.04, 0.66), (order[:3], 0.74, 0.2)):
-        for step, place in enumerate(sorted(places, key=lambda place: y[place])):
+    """The three classes farthest from the line on either side, on a slope beside it, so no leader crosses."""
+    order = np.argsort(y - x)[np.sort(y - x) != 0]
+    for places, left, bottom, end in ((order[-3:], 0.05, 0.6, 0.0), (order[:3], 0.52, 0.18, 1.0)):
+        for step, place in enumerate(sorted(places, key=lambda place: x[place])):
             axis.annotate(
-                names[place], (x[place], y[place]), xytext=(left, bottom + 0.07 * step), va="center",
-                textcoords="axes fraction", fontsize=9, parse_math=False,
-                arrowprops={"arrowstyle": "-", "lw": 0.6, "color": GREY, "shrinkB": 3},
+                names[place], (x[place], y[place]), xytext=(left + 0.13 * step, bottom + 0.08 * step),
+                textcoords="axes fraction", fontsize=9, va="center", parse_math=False,
+                arrowprops={"arrowstyle": "-", "lw": 0.6, "color": GREY, "shrinkA": 0, "relpos": (0.5, end)},
             )  # fmt: skip

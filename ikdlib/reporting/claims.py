@@ -119,6 +119,9 @@ def depends_on_batch_size(table: Table) -> Iterator[Finding]:
     found = ablations.points(table.cells, "recipe.batch_size", table.primary)
     for pair, series, values in _curves(found, "test", with_term=True):
         base = series.removesuffix("+ikd")
+        values = [v for v in values if ablations.scores(found, pair, base, v, "test")]
+        if len(values) < 2:
+            continue
         plain, treated = (_spread(found, pair, s, values) for s in (base, series))
         if (d := paired_difference(plain, treated)) is not None:
             words = f"{pair}, range over batches {values[0]:g} to {values[-1]:g}, {base} minus {series}"

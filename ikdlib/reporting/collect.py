@@ -22,6 +22,9 @@ TEACHER = "teacher"
 """The method of a run that trained a teacher: cross-entropy without warm-up."""
 
 
+_OF_A_RUN = ("spec.json", "result.json")
+
+
 @dataclass(frozen=True)
 class Cell:
     """The trials of one spec: ``method`` is the label of its `Variant`."""
@@ -82,14 +85,14 @@ def collect(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
     found: dict[str, list[Run]] = {}
     left_out: list[str] = []
     for root in roots:
-        for path in sorted(root.glob("*/spec.json")):
+        for folder in sorted({path.parent for name in _OF_A_RUN for path in root.glob(f"*/{name}")}):
             try:
-                run = runs.read(path.parent)
-                reason = fault(run, path.parent)
+                run = runs.read(folder)
+                reason = fault(run, folder)
             except IkdError as error:
                 run, reason = None, str(error)
             if reason:
-                left_out.append(f"{path.parent.name}: {reason}")
+                left_out.append(f"{folder.name}: {reason}")
             elif run is not None:
                 found.setdefault(run.spec.run_id, []).append(run)
     kept = []
@@ -116,8 +119,27 @@ def fault(run: Run, folder: Path) -> str | None:
         return f"numerics version {run.spec.numerics_version}, and this ikdlib has {NUMERICS_VERSION}"
     if folder.name != run.spec.run_id:
         return f"its spec is that of {run.spec.run_id}; a folder has the name of its run"
-    if run.status in ("finished", "diverged") and (damaged := runs.damaged_files(run)):
-        return f"{', '.join(damaged)} missing or edited since the run; restore it, or delete the folder"
+    try:
+        if run.status not in ("finished", "diverged"):
+            return None
+        runs.check_format(folder / "result.json", run.result["format_version"])
+        if damaged := runs.damaged_files(run):
+            return f"{', '.join(damaged)} missing or edited since the run; restore it, or delete the folder"
+        return _contradiction(run) if run.status == "finished" else None
+    except (KeyError, TypeError, AttributeError) as error:
+        return f"its result.json is not as a run writes it ({error!r}); restore it, or delete the folder"
+
+
+def _contradiction(run: Run) -> str | None:
+    # result.json has the digests of the other files, and none of its own; but history.csv knows it better.
+    by_epoch = run.history.set_index("epoch")["test_top1"]
+    for which in ("last", "best"):
+        epoch, stated = run.result[which]["epoch"], run.result[which]["top1"]
+        if by_epoch[epoch] != stated:
+            return (
+                f"its result.json states {stated} % for epoch {epoch}, and its history.csv {by_epoch[epoch]} "
+                "%; restore it, or delete the folder"
+            )
     return None
 
 
@@ -150,10 +172,14 @@ def tables(found: Iterable[Run]) -> tuple[list[Table], list[str]]:
         s = run.spec
         key = (s.data, s.recipe.epochs, s.recipe.precision, s.protocol, s.holdout)
         by_table.setdefault(key, []).append(run)
-    # Cross-entropy has no teacher, so no protocol of its own: it serves both.
+    # Cross-entropy asks no teacher, so the paper protocol's serves the students that have none of their own.
     for key, members in by_table.items():
         if key[3] != "paper":
-            members += [r for r in by_table.get((*key[:3], "paper", key[4]), ()) if r.spec.teacher is None]
+            own = {r.spec.student for r in members if r.spec.teacher is None}
+            wanted = {r.spec.student for r in members} - own
+            lent = by_table.get((*key[:3], "paper", key[4]), ())
+            lent = [r for r in lent if r.spec.teacher is None and label_of(r) != TEACHER]
+            members += [r for r in lent if r.spec.student in wanted]
     made, left_out = [], []
     for key, members in sorted(by_table.items(), key=lambda item: str(item[0])):
         members, lines = _one_of_each(members)

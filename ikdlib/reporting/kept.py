@@ -32,6 +32,19 @@ class Predictions:
         return str(self.spec.method)
 
     @property
+    def about(self) -> str:
+        """Pair, data, length, precision, protocol and seed, as captions and titles name them."""
+        spec, recipe = self.spec, self.spec.recipe
+        parts = [
+            spec.pair,
+            spec.data,
+            f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}",
+            recipe.precision,
+            f"{spec.protocol} protocol",
+        ]
+        return ", ".join([*parts, f"seed {spec.seed}"])
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return coarse.class_names(self.spec.data)
 

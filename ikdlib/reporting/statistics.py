@@ -49,7 +49,7 @@ class Difference:
         if self.needed:
             return f"{text}, about {self.needed} seeds would tell"
         corrected = self.verdict == "undecided" and self.holm is not None and self.low * self.high > 0
-        return text + (f" (Holm's p {self.holm:.2f})" if corrected else "")
+        return text + (f" (Holm's p {self.holm:.3f})" if corrected else "")
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
@@ -138,7 +138,7 @@ def _seeds_needed(mean: float, std: float, level: float, pairs: int = 1, most: i
     """Seeds (of each of ``pairs`` pairs) at which a spread like this would leave zero out."""
     from scipy import stats
 
-    for n in range(2, most + 1):
-        if float(stats.t.ppf((1 + level) / 2, pairs * (n - 1))) * std / math.sqrt(n) < abs(mean):
-            return n
-    return None
+    counts = np.arange(2, most + 1)
+    half = stats.t.ppf((1 + level) / 2, pairs * (counts - 1)) * std / np.sqrt(counts)
+    enough = counts[half < abs(mean)]
+    return int(enough[0]) if len(enough) else None

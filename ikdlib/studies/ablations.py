@@ -25,7 +25,7 @@ KD_TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 def term_temperatures(methods: str = "", grid: str = "") -> list[Variant]:
     """Fig. 4(a): the term's T; each method's base stands beside it."""
     found = []
-    for method in _with_term(methods or "dkd+ikd"):
+    for method in _with_term(methods) or ("dkd+ikd",):
         usual = _usual(method).temperature
         found.append(Variant(method.removesuffix("+ikd")))
         for value in numbers(grid) or TEMPERATURES:
@@ -37,7 +37,7 @@ def term_temperatures(methods: str = "", grid: str = "") -> list[Variant]:
 def weights(methods: str = "", grid: str = "") -> list[Variant]:
     """Fig. 4(b): lambda. At 0 the term is not there: the base method's own cell."""
     found = []
-    for method in _with_term(methods or "dkd+ikd,nkd+ikd"):
+    for method in _with_term(methods) or ("dkd+ikd", "nkd+ikd"):
         usual = _usual(method).weight
         for value in numbers(grid) or WEIGHTS:
             name = method if value else method.removesuffix("+ikd")
@@ -48,6 +48,7 @@ def weights(methods: str = "", grid: str = "") -> list[Variant]:
 
 def what_the_term_is(method: str = "dkd+ikd", controls: str = "") -> list[Variant]:
     """The method, its base, the term alone (on cross-entropy), and the controls, all or the named ones."""
+    _check_term(method)
     asked = listed(controls) or (*CONTROLS, *SOURCES)
     found = [Variant(method.removesuffix("+ikd")), Variant(method), Variant("ce+ikd")]
     for name in asked:
@@ -108,9 +109,13 @@ def numbers(text: str) -> tuple[float, ...]:
 
 def _with_term(methods: str) -> Sequence[str]:
     for method in listed(methods):
-        if not protocol.split_method(method)[1]:
-            raise IkdError(f"methods: {method!r} has no IKD term to vary; write {method}+ikd")
+        _check_term(method)
     return listed(methods)
+
+
+def _check_term(method: str) -> None:
+    if not protocol.split_method(method)[1]:
+        raise IkdError(f"methods: {method!r} has no IKD term to vary; write {method}+ikd")
 
 
 def _usual(method: str):

@@ -56,7 +56,7 @@ def ablation_studies(settings: StudySettings, only: str = "") -> dict[str, list[
     made = {
         "30": lambda: [ablations.study(settings, ablations.term_temperatures(methods), apart=True)],
         "31": lambda: [ablations.study(settings, ablations.weights(methods), apart=True)],
-        "32": lambda: [ablations.study(settings, ablations.what_the_term_is(methods))],
+        "32": lambda: [ablations.study(settings, ablations.what_the_term_is())],  # against dkd+ikd
         "33": lambda: [
             ablations.study(settings, ablations.batch_sizes(methods)),
             ablations.study(settings, ablations.kd_temperatures(methods)),
@@ -76,8 +76,9 @@ def dry_run(found: Iterable[Study], students: bool = True) -> str:
     measured: dict[str, Estimate] = {}
     for study in found:
         jobs = [study.teacher_job(name) for name in study.missing_teachers()]
+        apart = f" ({study.settings.holdout} images a class held apart)" if study.settings.holdout else ""
         waiting = [
-            f"  {pair} {method} seed {seed}: after its teacher is trained"
+            f"  {pair} {method} seed {seed}: after its teacher is trained{apart}"
             for pair in study.pairs for method in study.methods if not study.jobs(pair, method)
             for seed in study.seeds
         ]  # fmt: skip
@@ -94,7 +95,7 @@ def dry_run(found: Iterable[Study], students: bool = True) -> str:
             word = "resumed" if status == "unfinished" else "to do"
             lines.append(f"  {job.spec.run_id}: {word}, about {_time(estimate.seconds)} ({estimate.basis})")
         if students:
-            lines += waiting
+            lines += [line for line in waiting if line not in lines]
     lines.append(f"about {_time(total)} of one core or GPU for the runs that can be named now")
     return "\n".join(lines)
 

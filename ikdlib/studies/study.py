@@ -81,6 +81,8 @@ class Study:
             protocol.split_pair(pair)
         for variant in asked:
             protocol.split_method(variant.method)
+            for pair in self.pairs if variant.changes else ():  # refused here, before anything trains
+                self._settings_of(*protocol.split_pair(pair), variant)
         choose_device(settings.device)
 
     @property

@@ -11,16 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ikdlib.errors import IkdError
 from ikdlib.spec import MethodSpec, Recipe, RunSpec
 from ikdlib.studies import protocol
 
 RATE = "rate_factor"
-"""The learning rate as a multiple of the pair's own; not named where it follows the batch size."""
+"""The learning rate as a multiple of the pair's own; named where it does not follow the batch size."""
 # How a setting is written in a table; others stand there by their own name.
 SYMBOLS = {
     "ikd.weight": "λ {}", "ikd.temperature": "T {}", "ikd.target": "towards {}",
     "ikd.source": "means from {}", "temperature": "KD T {}", "recipe.batch_size": "batch {}",
-    RATE: "rate x {}",
+    RATE: "rate x {}", "deterministic": "deterministic",
 }  # fmt: skip
 TERM = tuple(word.partition(" {}")[0] + " " for name, word in SYMBOLS.items() if name.startswith("ikd."))
 
@@ -39,9 +40,12 @@ class Variant:
 
     @property
     def named(self) -> dict[str, Any]:
-        """The changes that make its name: a rate that follows the batch size is none of its own."""
-        follows = self.changes.get("recipe.batch_size", 0) / Recipe().batch_size
-        return {k: v for k, v in self.changes.items() if k != RATE or not math.isclose(v, follows)}
+        """The changes that make its name: a rate that follows the batch size is none, one that stays is."""
+        usual = Recipe().batch_size
+        follows = self.changes.get("recipe.batch_size", usual) / usual
+        rate = self.changes.get(RATE, 1.0)
+        others = {k: v for k, v in self.changes.items() if k != RATE}
+        return others if math.isclose(rate, follows) else {**others, RATE: rate}
 
     @property
     def label(self) -> str:
@@ -56,6 +60,8 @@ class Variant:
         rules = {k.removeprefix("recipe."): v for k, v in self.changes.items() if k.startswith("recipe.")}
         if RATE in self.changes:
             rules["learning_rate"] = recipe.learning_rate * self.changes[RATE]
+        if ikd and method.ikd is None:
+            raise IkdError(f"methods: {self.method!r} has no IKD term to change; write {self.method}+ikd")
         term = method.ikd.updated(**ikd) if ikd else method.ikd
         return method.updated(settings={**method.settings, **own}, ikd=term), recipe.updated(**rules)
 
@@ -79,6 +85,8 @@ def variant_of(spec: RunSpec) -> Variant:
     changes |= {f"recipe.{k}": v for k, v in spec.recipe if v != getattr(recipe, k)}
     if changes.pop("recipe.learning_rate", None) is not None:
         changes[RATE] = spec.recipe.learning_rate / recipe.learning_rate
+    if spec.deterministic:
+        changes["deterministic"] = True
     return Variant(str(spec.method), changes)
 
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from pathlib import Path
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 
 from ikdlib import runs
 from ikdlib.errors import IkdError
+from ikdlib.runs import Run
 from ikdlib.studies.notebook import execute
+from ikdlib.studies.reproduce import report
+from ikdlib.studies.variants import variant_of
 
 FAST = {"profile": "demo", "epochs": 1}
 
@@ -87,3 +94,202 @@ def test_bad_parameters_stop_before_anything_trains(tmp_path):
             "11_distill_student", tmp_path / "a.ipynb", {**FAST, "method": "dkt", "results": str(tmp_path)}
         )
     assert not list(tmp_path.rglob("runs"))
+
+
+def test_what_ikd_changes(results):
+    """It reads the finished runs of a table before it, trains none of them again, and shows their numbers."""
+    before = {path: path.stat().st_mtime_ns for path in results.rglob("result.json")}
+    asked = {"pair": "resnet8/resnet8", "base": "kd", "seeds": "1"}
+    done = execute("40_what_ikd_changes", results / "40.ipynb", {**FAST, **asked, "results": str(results)})
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in results.rglob("result.json")}.items()
+    name = "what_ikd_changes-resnet8-resnet8-kd-1epochs"
+    table = pd.read_csv(results / "demo" / "tables" / f"{name}.csv").set_index("measure")
+    by_method = {str(run.spec.method): run for run in runs.find(results / "demo" / "runs")}
+    for column, method in (("base", "kd"), ("+ikd", "kd+ikd")):
+        shown = table.loc["accuracy (top-1)", column]
+        # fp16 makes ties of logits that one epoch hardly told apart: some images of 2000.
+        assert abs(shown - by_method[method].result["last"]["top1"]) <= 0.3
+        assert f"{shown:.2f}" in text_of(done)
+    assert "KL of the teacher to the student" in table.index
+    assert len(list((results / "demo" / "figures").glob(f"{name}-*.png"))) == pictures(done) == 6
+    assert text_of(done).rstrip().endswith("one seed decides nothing: undecided")
+    assert str(results.parent) not in done.read_text()
+
+
+# 30 to 33
+
+PAIR = "resnet8/resnet8"
+ABLATIONS = {
+    "30_temperature_of_the_term": (
+        {"grid": "1,2"}, "temperature_of_the_term-1epochs-holdout4", 1, ["dkd", "dkd+ikd", "dkd+ikd, T 2"],
+    ),
+    "31_weight_of_the_term": (
+        {"methods": "dkd+ikd", "grid": "0,6.5"}, "weight_of_the_term-1epochs-holdout4", 1, ["dkd", "dkd+ikd"],
+    ),
+    "32_what_the_term_is": (
+        {"method": "kd+ikd", "controls": "one_hot,permuted"}, "what_the_term_is-1epochs", 1,
+        ["kd", "kd+ikd", "ce+ikd", "kd+ikd, towards one hot", "kd+ikd, towards permuted"],
+    ),
+    "33_batch_size_and_kd_temperature": (
+        {"methods": "kd,kd+ikd", "batch_sizes": "64,128", "temperatures": "4,8"},
+        "batch_size_and_kd_temperature-1epochs", 2,
+        ["kd", "kd, batch 128", "kd+ikd", "kd+ikd, batch 128", "kd, KD T 8", "kd+ikd, KD T 8"],
+    ),
+}  # fmt: skip
+
+
+def said_in_30(top1, held_out) -> list[str]:
+    gain = held_out["dkd+ikd"] - held_out["dkd+ikd, T 2"]
+    return [f"{PAIR} dkd+ikd: T = 1 minus T = 2, the best of the 1 others: {gain:+.2f} (n=1): undecided"]
+
+
+def said_in_31(top1, held_out) -> list[str]:
+    gain = held_out["dkd+ikd"] - held_out["dkd"]
+    return [
+        f"{PAIR} dkd+ikd: λ = 6.5 minus λ = 0, the best of the 1 others: {gain:+.2f} (n=1): undecided",
+        f"{PAIR} nkd+ikd: not run",
+    ]
+
+
+def said_in_32(top1, held_out) -> list[str]:
+    others = ["kd", "ce+ikd", "kd+ikd, towards one hot", "kd+ikd, towards permuted"]
+    gains = {other: f"{top1['kd+ikd'] - top1[other]:+.2f} (n=1, no interval" for other in others}
+    gains["kd+ikd, towards smoothed"] = gains["kd+ikd, means from clean"] = "not run"
+    return [f"{PAIR}: kd+ikd minus {other}: {gain}" for other, gain in gains.items()]
+
+
+def said_in_33(top1, held_out) -> list[str]:
+    ranges = [abs(top1[name] - top1[f"{name}, batch 128"]) for name in ("kd", "kd+ikd")]
+    words = f"{PAIR}, range over batches 64 to 128, kd minus kd+ikd"
+    return [f"**undecided**: {ranges[0] - ranges[1]:+.2f} (n=1, no interval from one seed); {words}"]
+
+
+@pytest.mark.parametrize("notebook", ABLATIONS)
+def test_ablation(results, notebook):
+    """Its table, numbers and verdict are those of the finished runs."""
+    chosen, name, drawn, labels = ABLATIONS[notebook]
+    parameters = {**FAST, **chosen, "pairs": PAIR, "results": str(results)}
+    done = execute(notebook, results / f"{notebook[:2]}.ipynb", parameters)
+    by_id = {run.spec.run_id: run for run in runs.find(results / "demo" / "runs")}
+    table = pd.read_csv(results / "demo" / "tables" / f"{name}.csv")
+    assert list(table["method"]) == labels and (table["n"] == 1).all()
+    cells = {row.method: by_id[row.runs] for row in table.itertuples()}
+    top1 = {label: run.result["last"]["top1"] for label, run in cells.items()}
+    assert list(table["last_top1"]) == list(top1.values())
+    read = text_of(done)
+    for label, run in cells.items():
+        assert f"{top1[label]:.2f} (n=1)" in read and run.status == "finished"
+    assert pictures(done) == drawn
+    apart = {run.spec.holdout for run in cells.values()}
+    assert apart == ({4} if notebook[:2] in ("30", "31") else {0})
+    held_out = {label: run.history.iloc[-1].get("held_out_top1") for label, run in cells.items()}
+    for sentence in globals()[f"said_in_{notebook[:2]}"](top1, held_out):
+        assert sentence in read
+    assert "nan" not in read.split()
+
+
+def test_the_ablations_share_their_runs(results):
+    """30 and 31 share those with images held apart; 32 and 33 have those of 11, 20 and 21."""
+    found = [run.spec for run in runs.find(results / "demo" / "runs") if run.spec.seed]
+    counted = Counter((str(spec.method), spec.holdout) for spec in found)
+    assert counted == {
+        ("ce", 0): 1, ("kd", 0): 3, ("kd+ikd", 0): 5, ("ce+ikd", 0): 1, ("dkd", 4): 1, ("dkd+ikd", 4): 2,
+    }  # fmt: skip
+
+
+# 90
+
+
+def rows_of(page: Path) -> dict[str, str]:
+    """The page's rows that lead to run folders: run id to the row's text."""
+    links = BeautifulSoup(page.read_text(), "html.parser").select("td a[href^='runs/']")
+    found = {}
+    for link in links:
+        folder = page.parent / unquote(link["href"])
+        assert folder.is_dir(), f"{link['href']} leads nowhere"
+        found[folder.name] = link.find_parent("tr").get_text(" ", strip=True)
+    return found
+
+
+def text_on(page: Path, after: str) -> str:
+    """What stands on the page behind a heading, in one line."""
+    heading = BeautifulSoup(page.read_text(), "html.parser").find(
+        "h2", string=lambda text: after in str(text)
+    )
+    return " ".join(" ".join(part.get_text(" ") for part in heading.find_all_next()).split())
+
+
+def test_report_shows_the_numbers_of_finished_runs_and_links_them(results):
+    page = report(results / "demo")
+    assert page == results / "demo" / "report.html"
+    students = {run.spec.run_id: run for run in runs.find(results / "demo" / "runs") if run.spec.seed}
+    rows = rows_of(page)
+    assert rows.keys() == students.keys()
+    for run_id, row in rows.items():
+        assert f"{students[run_id].result['last']['top1']:.2f} (n=1)" in row and "not run" not in row
+    assert "kd+ikd minus kd, 1 pair; glyphs100, 1 epochs, fp32, paper protocol: +" in text_on(
+        page, "Headline"
+    )
+    assert "proves nothing about the paper" in text_on(page, "What was measured")
+    assert text_on(page, "What was left out").count("Nothing.") >= 1
+    assert str(results.parent) not in page.read_text()
+    # Whoever has the folder has the page: it says the same from another place.
+    moved = shutil.copytree(results / "demo", results / "moved" / "demo")
+    assert rows_of(moved / "report.html") == rows
+
+
+def again(run: Run, seed: int, top1: float) -> None:
+    """A finished run like another, with a seed and an accuracy made by hand."""
+    other = Run(run.root, run.spec.updated(seed=seed))
+    other.begin()
+    for name in ("provenance.json", "history.csv"):
+        shutil.copy(run.folder / name, other.folder / name)
+    other.finish({**run.result, "last": {**run.result["last"], "top1": top1}})
+
+
+def edit(run: Run, top1: float) -> None:
+    """Another accuracy in `result.json`, which no other file's sha256 covers."""
+    result = run.result
+    result["last"]["top1"] = top1
+    (run.folder / "result.json").write_text(json.dumps(result))
+
+
+def test_report_follows_what_lies_in_the_run_folders(results, tmp_path):
+    """A run deleted is `not run`, one with an edited history is left out by name, and verdicts turn."""
+    folder = shutil.copytree(results / "demo", tmp_path / "demo")
+    found = {variant_of(run.spec).label: run for run in runs.find(folder / "runs") if not run.spec.holdout}
+    shutil.rmtree(found["ce+ikd"].folder)
+    shutil.rmtree(found["kd, KD T 8"].folder)
+    history = found["kd, batch 128"].folder / "history.csv"
+    history.write_text(history.read_text().replace("\n1,", "\n1.0,"))  # the same to pandas, not to the sha256
+    for seed, gain in ((1, 2.0), (2, 2.1), (3, 1.9)):
+        for name, top1 in (("kd", 10.0 * seed), ("kd+ikd", 10.0 * seed + gain)):
+            edit(found[name], top1) if seed == 1 else again(found[name], seed, top1)
+    sentence = "kd+ikd minus kd, 1 pair; glyphs100, 1 epochs, fp32, paper protocol: "
+
+    page = report(folder)
+    rows = rows_of(page)
+    gone = {found[name].spec.run_id for name in ("ce+ikd", "kd, KD T 8", "kd, batch 128")}
+    assert not gone & rows.keys()
+    # Mean and sample deviation of 10, 20, 30 and of 12, 22.1, 31.9.
+    assert "20.00 ± 10.00 (n=3)" in rows[found["kd"].spec.run_id]
+    assert "22.00 ± 9.95 (n=3)" in rows[found["kd+ikd"].spec.run_id]
+    # t(0.975, 2) = 4.303 times 0.1 / sqrt(3).
+    assert sentence + "+2.00 [+1.75, +2.25] points, n=3: supported" in text_on(page, "Headline")
+    left_out = text_on(page, "What was left out")
+    assert f"{found['kd, batch 128'].spec.run_id}: history.csv missing or edited" in left_out
+
+    for seed in (1, 2, 3):
+        edit(Run(folder / "runs", found["kd+ikd"].spec.updated(seed=seed)), 10.0 * seed - 2 - seed / 100)
+    shutil.rmtree(found["ce"].folder)
+    page = report(folder)
+    assert sentence + "-2.02 [-2.04, -2.00] points, n=3: contradicted" in text_on(page, "Headline")
+    cells = [
+        row.get_text(" ", strip=True) for row in BeautifulSoup(page.read_text(), "html.parser").select("tr")
+    ]
+    assert f"{PAIR} ce not run not run" in cells
+
+
+def test_a_report_on_no_folder_is_refused(tmp_path):
+    with pytest.raises(IkdError, match="there is no folder"):
+        report(tmp_path / "demo")

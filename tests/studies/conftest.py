@@ -11,6 +11,7 @@ import torch
 
 from ikdlib import models
 from ikdlib.data import DataSet, ImageSet
+from ikdlib.data.base import hold_out
 from ikdlib.studies.study import Study, StudySettings
 from ikdlib.training.job import Job, execute
 
@@ -63,9 +64,10 @@ class Never:
 @pytest.fixture
 def studies(tmp_path, monkeypatch) -> Studies:
     def load(name, root=None, cache=None, holdout=0) -> DataSet:
+        train, held_out = hold_out(noise(150, 0), tuple("abcdefghij"), holdout)
         return DataSet(
-            name=name, classes=tuple("abcdefghij"), train=noise(150, 0), test=noise(50, 1),
-            held_out=None, sha256="0" * 64, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25),
+            name=name, classes=tuple("abcdefghij"), train=train, test=noise(50, 1),
+            held_out=held_out, sha256="0" * 64, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25),
         )  # fmt: skip
 
     monkeypatch.setattr("ikdlib.data.load", load)

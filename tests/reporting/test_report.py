@@ -1,0 +1,176 @@
+"""The report's own pieces, from whatever lies in a results folder."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ikdlib.reporting import collect, report, tables
+from ikdlib.studies import protocol
+from ikdlib.studies.variants import RATE
+
+PAIR = "resnet56/resnet20"
+T, BATCH, KD_T = "ikd.temperature", "recipe.batch_size", "temperature"
+KD = {1: 70.1, 2: 70.4, 3: 69.9}
+KD_IKD = {1: 70.9, 2: 71.1, 3: 70.8}
+
+
+def runs(folders, method, scores, changes=None, **more):
+    return [folders.finished(method, s, v, changes=changes, **more) for s, v in scores.items()]
+
+
+def table_of(found):
+    (table,), left_out = collect.tables(found)
+    assert left_out == []
+    return table
+
+
+def labels(cells) -> list[str]:
+    return [cell.method for cell in cells]
+
+
+def test_the_papers_table_has_all_nine_methods_of_each_of_its_pairs(folders):
+    found = [*runs(folders, "kd", KD), *runs(folders, "kd+ikd", KD_IKD), folders.unfinished("dkd", 1)]
+    found += runs(folders, "kd+ikd", KD, {T: 2.0})
+    found += [folders.finished("ce", 0, 72.0, pair="-/resnet56")]
+    cells = report.main_cells(table_of(found))
+    assert labels(cells) == list(report.METHODS) and {cell.pair for cell in cells} == {PAIR}
+    shown = tables.readable(tables.study_table(cells, protocol.published().head(0), "last"), "last")
+    assert list(shown["top-1 % (last epoch)"].str[-5:]) == ["t run", "(n=3)", "(n=3)"] + ["t run"] * 6
+
+
+def test_another_pair_run_with_one_method_alone_is_not_filled_up(folders):
+    found = runs(folders, "kd", KD, pair="resnet32/resnet20")
+    assert labels(report.main_cells(table_of(found))) == ["kd"]
+    more = runs(folders, "kd+ikd", KD, pair="resnet32/resnet20")
+    assert labels(report.main_cells(table_of(found + more))) == list(report.METHODS)
+    assert report.main_cells(table_of(runs(folders, "kd", KD, {KD_T: 2.0}))) == []
+
+
+def test_cells_with_changed_settings_stand_behind_what_they_are_compared_with(folders):
+    found = [*runs(folders, "kd", KD), *runs(folders, "kd+ikd", KD_IKD), *runs(folders, "dkd", KD)]
+    assert report.variant_cells(table_of(found)) == []
+    found += runs(folders, "kd+ikd", KD_IKD, {T: 2.0}) + runs(folders, "kd+ikd", KD, {BATCH: 128, RATE: 2.0})
+    found += [folders.finished("ce", 0, 72.0, pair="-/resnet56")]
+    cells = report.variant_cells(table_of(found))
+    assert labels(cells) == ["kd", "kd+ikd", "kd+ikd, T 2", "kd+ikd, batch 128"]
+    table = tables.study_table(cells, protocol.published().head(0), "last").set_index("method")
+    assert list(table["verdict"].dropna().index) == ["kd+ikd", "kd+ikd, T 2"]
+    more = runs(folders, "kd", KD, {BATCH: 128, RATE: 2.0})
+    assert "kd, batch 128" in labels(report.variant_cells(table_of(found + more)))
+
+
+def test_the_headline_is_each_tables_pooled_gain(folders):
+    found = [*runs(folders, "kd", KD), *runs(folders, "kd+ikd", KD_IKD)]
+    found += [folders.finished("dkd", 1, 70.0, epochs=6), folders.finished("dkd+ikd", 1, 69.0, epochs=6)]
+    made, _ = collect.tables(found)
+    rows = report.headline(made)
+    assert list(rows["name"]) == [
+        "kd+ikd minus kd, 1 pair\ncifar100, 3 epochs, fp32, paper protocol",
+        "dkd+ikd minus dkd, 1 pair\ncifar100, 6 epochs, fp32, paper protocol",
+    ]
+    assert list(rows["gain"]) == pytest.approx([0.8, -1.0]) and list(rows["gain_n"]) == [3, 1]
+    first, second = report.headline_words(rows).splitlines()
+    assert first.startswith("- kd+ikd minus kd, 1 pair; cifar100") and first.endswith(
+        "points, n=3: supported"
+    )
+    assert "**+0.80** [+0.5" in first or "**+0.80** [+0.6" in first
+    assert second.endswith("**-1.00** points, n=1: undecided")
+
+
+def test_one_changed_result_flips_the_headline(folders):
+    found = [*runs(folders, "kd", KD), *runs(folders, "kd+ikd", KD_IKD)]
+    said = [report.headline_words(report.headline([table_of(found)]))]
+    folders.finished("kd+ikd", 2, 60.0)
+    said.append(report.headline_words(report.headline([table_of(found)])))
+    assert said[0].endswith(": supported") and said[1].endswith(": undecided")
+
+
+def test_nothing_run_is_said(folders):
+    assert "**not run**" in report.headline_words(report.headline([]))
+    assert report.nothing(report.overview([])) == report.nothing(report.teachers([])) == "*not run*"
+    assert report.nothing(report.behaviours([])) == "*not run*"
+    table = table_of([folders.unfinished("kd", 1), folders.diverged("kd+ikd", 1)])
+    assert report.headline([table]).empty and list(report.curves_of(table)) == []
+    assert list(report.controls_of(table)) == [] and report.behaviours([table]).empty
+
+
+def test_the_overview_counts_runs_and_hours(folders):
+    found = runs(folders, "kd", KD, hours=1.0) + runs(folders, "kd", KD, hours=0.5, epochs=6)
+    found += [folders.diverged("kd", 8), folders.unfinished("kd", 9)]
+    rows = report.overview(found).set_index(["epochs", "status"])
+    assert rows["runs"].to_dict() == {
+        (3, "finished"): 3, (3, "diverged"): 1, (3, "unfinished"): 1, (6, "finished"): 3,
+    }  # fmt: skip
+    assert rows["hours"].to_dict() == {
+        (3, "finished"): 3.0, (3, "diverged"): 0.0, (3, "unfinished"): 0.0, (6, "finished"): 1.5,
+    }  # fmt: skip
+
+
+def test_teachers_are_named_once_with_their_students(folders):
+    found = runs(folders, "kd", KD) + [folders.finished("dkd", 1, 70.0), folders.finished("ce", 1, 69.0)]
+    found += [folders.finished("kd", 1, 70.0, pair="vgg13/vgg8", teacher_sha256="2" * 64)]
+    found += [folders.unfinished("kd", 9, pair="ResNet50/vgg8", teacher_sha256="3" * 64)]
+    rows = report.teachers(found).set_index("teacher")
+    assert rows["students"].to_dict() == {"resnet56": 4, "vgg13": 1}
+    assert rows.loc["vgg13", "sha256"] == "222222222222..." and rows.loc["vgg13", "test top-1 (%)"] == 77.5
+
+
+def test_links_lead_from_the_report_to_the_runs(folders, tmp_path):
+    found = runs(folders, "kd", {1: 70.0})
+    assert report.links(found, tmp_path) == {found[0].spec.run_id: "runs"}
+
+
+def test_a_setting_with_three_values_is_a_curve(folders):
+    found = runs(folders, "dkd+ikd", KD) + runs(folders, "dkd+ikd", KD, {T: 2.0})
+    assert list(report.curves_of(table_of(found))) == []
+    found += runs(folders, "dkd+ikd", KD_IKD, {T: 0.5})
+    found += runs(folders, "kd", KD) + runs(
+        folders, "kd", KD, {KD_T: 8.0}, recorded={"test_confidence": 40.0}
+    )
+    made = {setting: (points, measures) for setting, points, measures in report.curves_of(table_of(found))}
+    assert set(made) == {T, KD_T}
+    points, measures = made[T]
+    assert (
+        measures == ["test"]
+        and set(points["value"]) == {0.5, 1.0, 2.0}
+        and set(points["series"]) == {"dkd+ikd"}
+    )
+    points, measures = made[KD_T]
+    assert measures == ["test", "confidence"] and set(points["series"]) == {"kd"}
+
+
+def test_controls_stand_beside_their_method(folders):
+    found = [*runs(folders, "dkd", KD), *runs(folders, "dkd+ikd", KD_IKD), *runs(folders, "kd+ikd", KD)]
+    assert list(report.controls_of(table_of(found))) == []
+    found += runs(folders, "dkd+ikd", KD, {"ikd.target": "one_hot"})
+    found += [folders.unfinished("dkd+ikd", 1, changes={"ikd.source": "clean"})]
+    ((method, compared),) = report.controls_of(table_of(found))
+    assert method == "dkd+ikd" and list(compared["other"]) == ["dkd", "dkd+ikd, towards one hot"]
+    assert set(compared["verdict"]) == {"supported"}
+
+
+def test_behaviour_is_of_the_lowest_seed_that_both_kept(folders):
+    labels = np.repeat(np.arange(100), 100)
+    logits = np.eye(100)[labels] * 8
+    kept = [(name, seed) for name in ("kd", "kd+ikd") for seed in (2, 3)] + [("kd", 1)]
+    found = [folders.finished(name, seed, 100.0, logits=logits) for name, seed in kept]
+    found += [folders.finished("kd+ikd", 1, 70.0)]
+    rows = report.behaviours([table_of(found)])
+    assert set(rows["seed"]) == {2} and set(rows["pair"]) == {PAIR} and set(rows["method"]) == {"kd+ikd"}
+    top1 = rows[rows["measure"] == "accuracy (top-1)"].iloc[0]
+    assert (top1["base"], top1["+ikd"], top1["difference"]) == (100.0, 100.0, 0.0)
+
+
+def test_the_order_of_runs_changes_nothing(folders):
+    found = [*runs(folders, "kd", KD, hours=1.0), *runs(folders, "kd+ikd", KD_IKD, hours=1.0)]
+    found += runs(folders, "kd+ikd", KD, {T: 2.0}, hours=1.0)
+    turned = random.Random(1).sample(found, len(found))
+    one, other = table_of(found), table_of(turned)
+    pd.testing.assert_frame_equal(report.headline([one]), report.headline([other]))
+    pd.testing.assert_frame_equal(report.overview(found), report.overview(turned))
+    assert report.main_cells(one) == report.main_cells(other)
+    assert report.variant_cells(one) == report.variant_cells(other)

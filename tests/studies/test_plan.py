@@ -1,0 +1,215 @@
+"""`DRY=1` of each command lists exactly the runs that its notebooks then do."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ikdlib import __main__, runs
+from ikdlib.errors import IkdError
+from ikdlib.studies import plan, reproduce
+from ikdlib.studies.notebook import SOURCES, check_parameters, parameters_of
+from ikdlib.studies.study import StudySettings
+from ikdlib.studies.variants import variant_of
+
+PAIR = "resnet14/resnet8"
+
+pytestmark = pytest.mark.filterwarnings("ignore:the teacher has")  # untrained, it knows nothing
+
+
+class Command:
+    """A command with fixed settings: what its dry run says, and its work, with the notebooks in here."""
+
+    def __init__(self, studies, name: str, monkeypatch, capsys, only: str = "", **changes: str):
+        self.studies, self.name, self.only, self.capsys = studies, name, only, capsys
+        self.settings = studies.settings(**changes)
+        self.done: list[str] = []
+        monkeypatch.setattr(reproduce, "execute", self._execute)
+
+    def dry(self) -> str:
+        asked = [f"--{key}={value}" for key, value in self.settings if value not in ("", 0)]
+        if self.name == "ablations":
+            asked.append(f"--only={self.only}")
+        assert __main__.main([self.name, "--dry", *asked]) == 0
+        return self.capsys.readouterr().out
+
+    def work(self) -> dict[str, runs.Run]:
+        """Run id to run of everything that the command did."""
+        doing: dict[str, Callable] = {
+            "table": lambda: reproduce.reproduce(self.settings),
+            "ablations": lambda: reproduce.ablate(self.settings, self.only),
+            "teachers": lambda: reproduce.train_teachers([plan.teacher_study(self.settings)]),
+        }
+        doing[self.name]()
+        return {run.spec.run_id: run for run in runs.find(self.studies.results / "demo" / "runs")}
+
+    def _execute(self, name: str, output: Path, parameters: dict, status: Path) -> Path:
+        """The notebook's own cells until they know their study or job; its runs are trained here."""
+        source = SOURCES / f"{name}.ipynb"
+        check_parameters(source, parameters)
+        known = {**parameters_of(source), **parameters}
+        for cell in json.loads(source.read_text())["cells"]:
+            if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", []):
+                exec("".join(cell["source"]), known)
+            if "study" in known:
+                break
+        study = known["study"]
+        for job in [known["job"]] if "job" in known else map(study.teacher_job, study.missing_teachers()):
+            assert self.studies.train(job) == 0
+            study.keep_teacher(job)
+        for job in [] if "job" in known else study.student_jobs():
+            assert self.studies.train(job) == 0
+        self.done.append(name)
+        return output
+
+
+@pytest.fixture
+def command(studies, monkeypatch, capsys):
+    def make(name: str, **changes) -> Command:
+        return Command(studies, name, monkeypatch, capsys, **changes)
+
+    return make
+
+
+def named(text: str, word: str) -> list[str]:
+    return re.findall(rf"^  (\S+): {word}", text, re.MULTILINE)
+
+
+def waiting(text: str) -> list[tuple[str, str, str, str]]:
+    """Pair, label, seed and images apart of each line that waits for a teacher."""
+    lines = re.findall(
+        r"^  (\S+) (.+) seed (\d+): after its teacher is trained(?: \((\d+) images a class held apart\))?$",
+        text,
+        re.MULTILINE,
+    )
+    return [(pair, label, seed, apart or "0") for pair, label, seed, apart in lines]
+
+
+def check_all_finished(text: str, done: dict) -> None:
+    assert "to do" not in text and "resumed" not in text and "after its teacher" not in text
+    assert set(named(text, "finished, skipped")) <= set(done)
+    assert text.rstrip().endswith("about 0 s of one core or GPU for the runs that can be named now")
+
+
+@pytest.mark.parametrize(
+    "only, notebooks, count",
+    [
+        ("30", ["30_temperature_of_the_term"], 6),
+        ("31", ["31_weight_of_the_term"], 18),
+        ("32", ["32_what_the_term_is"], 9),
+        ("33", ["33_batch_size_and_kd_temperature"], 16),
+    ],
+)
+def test_dry_of_an_ablation_lists_what_its_notebook_trains(command, studies, only, notebooks, count):
+    asked = command("ablations", only=only, pairs=PAIR, teachers=studies.teachers("resnet14"))
+    said = asked.dry()
+    assert not (studies.results / "demo" / "runs").exists(), "DRY trained something"
+    done = asked.work()
+    assert asked.done == notebooks
+    assert sorted(named(said, "to do")) == sorted(done) and len(done) == count
+    assert all(run.status == "finished" and not runs.damaged_files(run) for run in done.values())
+    again = asked.dry()
+    check_all_finished(again, done)
+    assert set(named(again, "finished, skipped")) == set(done)
+
+
+def test_dry_of_all_ablations_counts_a_run_that_two_notebooks_share_once(command, studies):
+    """32 and 33 share nothing with 30 and 31 (images held apart); 33's own two curves share kd and kd+ikd."""
+    teachers = studies.teachers("resnet14")
+    everything = command("ablations", pairs=PAIR, teachers=teachers).dry()
+    todo = named(everything, "to do")
+    assert len(todo) == len(set(todo))
+    parts = [
+        command("ablations", only=n, pairs=PAIR, teachers=teachers).dry() for n in ("30", "31", "32", "33")
+    ]
+    assert set(todo) == set().union(*(named(part, "to do") for part in parts))
+    both = set(named(parts[0], "to do")) & set(named(parts[1], "to do"))
+    assert len(both) == 2, "30 and 31 share dkd and dkd+ikd with the same images held apart"
+    assert not both & {*named(parts[2], "to do"), *named(parts[3], "to do")}
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("ablations", {"only": "31,33", "methods": "kd+ikd", "seeds": "1,2"}),
+        ("table", {"methods": "ce,kd,kd+ikd", "seeds": "1,2"}),
+    ],
+)
+def test_dry_without_the_teacher_names_each_run_that_waits_for_it_once(command, studies, name, changes):
+    asked = command(name, pairs=PAIR, **changes)
+    said = asked.dry()
+    done = asked.work()
+    todo = set(named(said, "to do"))
+    late = {key: run.spec for key, run in done.items() if key not in todo}
+    assert set(done) >= todo
+    assert all(spec.teacher for spec in late.values())
+    assert sorted(waiting(said)) == sorted(
+        (spec.pair, variant_of(spec).label, str(spec.seed), str(spec.holdout)) for spec in late.values()
+    )
+    teachers = [key for key in done if done[key].spec.seed == 0]
+    assert teachers == [studies.study(**{"pairs": PAIR}).teacher_job("resnet14").spec.run_id]
+    assert set(teachers) <= todo
+    again = asked.dry()
+    check_all_finished(again, done)
+    assert set(named(again, "finished, skipped")) == set(done) - set(teachers)
+
+
+def test_dry_of_both_tables_lists_what_their_notebooks_train(command, studies):
+    pairs = "resnet14/resnet8,wrn_16_1/ShuffleV1"
+    teachers = studies.teachers("resnet14", "wrn_16_1")
+    asked = command("table", pairs=pairs, methods="ce,kd", teachers=teachers)
+    said = asked.dry()
+    done = asked.work()
+    assert asked.done == ["20_cifar100_same_architecture", "21_cifar100_different_architecture"]
+    assert sorted(named(said, "to do")) == sorted(done) and len(done) == 4
+    check_all_finished(asked.dry(), done)
+
+
+def test_dry_of_teachers_lists_the_teachers_that_are_then_trained(command, studies):
+    asked = command("teachers", pairs="resnet14/resnet8,resnet14/resnet14,resnet8/resnet8")
+    said = asked.dry()
+    assert waiting(said) == [], "a student is not part of it"
+    done = asked.work()
+    assert sorted(named(said, "to do")) == sorted(done)
+    assert sorted(run.spec.student for run in done.values()) == ["resnet14", "resnet8"]
+    check_all_finished(asked.dry(), done)
+    assert asked.done == ["10_train_teacher"] * 2
+    asked.work()
+    assert asked.done == ["10_train_teacher"] * 2, "a teacher that is there was trained again"
+
+
+def test_teachers_are_those_of_all_thirteen_pairs_where_nobody_names_others():
+    study = plan.teacher_study(StudySettings(profile="paper"))
+    assert len(study.pairs) == 13
+    assert set(study.architectures) == {
+        "wrn_40_2", "resnet56", "resnet110", "resnet32x4", "vgg13", "ResNet50",
+    }  # fmt: skip
+
+
+def test_an_ablation_that_is_none_is_refused(studies):
+    with pytest.raises(IkdError, match="30, 31, 32, 33") as error:
+        plan.ablation_studies(studies.settings(), "34")
+    assert "\n" not in str(error.value)
+
+
+def test_ablations_follow_the_order_asked_for_and_each_comes_once(studies):
+    found = plan.ablation_studies(studies.settings(), "33, 30,33")
+    assert [name[:2] for name in found] == ["33", "30"]
+
+
+def test_the_time_of_a_batch_size_is_not_read_off_runs_of_another(studies):
+    """An epoch of small batches has more steps; a finished run at 64 says nothing of one at 16."""
+    from ikdlib.studies import ablations
+
+    settings = studies.settings(teachers=studies.teachers("resnet14"))
+    study = ablations.study(settings, ablations.batch_sizes("kd", "16,64"))
+    assert studies.train(study.jobs(PAIR, "kd")[0]) == 0
+    said = plan.dry_run([study, studies.study(teachers=settings.teachers, methods="dkd")])
+    by_name = {line.split(":")[0].strip(): line for line in said.splitlines()}
+    (other,) = [job.spec.run_id for job in study.jobs(PAIR, "kd, batch 16")]
+    assert "from timed steps" in by_name[other]
+    assert any("-dkd-" in key and "from finished runs" in line for key, line in by_name.items())

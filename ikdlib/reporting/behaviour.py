@@ -201,7 +201,10 @@ def summary(base: Predictions, treated: Predictions, teacher: np.ndarray | None 
     Raises:
         IkdError: the two are no pair: something besides the IKD term differs.
     """
-    plain = treated.spec.updated(method=treated.spec.method.updated(ikd=None))
+    method = treated.spec.method.updated(ikd=None)
+    # Cross-entropy alone asks no teacher, so its spec names none.
+    teacherless = {} if method.needs_teacher else {"teacher": None, "teacher_sha256": None}
+    plain = treated.spec.updated(method=method, **teacherless)
     if treated.spec.method.ikd is None or plain != base.spec:
         raise IkdError(
             f"{treated.spec.run_id} is not {base.spec.run_id} with the IKD term alone added; take runs of "
@@ -247,6 +250,12 @@ def spread_of_run(run: Run) -> float:
     """`spread` ("squared", %) of a run's kept logits, averaged over the classes."""
     found = predictions(run)
     return float(spread(found.logits, found.labels)["squared"].mean())
+
+
+def logit_spread_of_run(run: Run) -> float:
+    """`logit_spread` (%) of a run's kept logits: unlike `spread_of_run` it does not fall with confidence."""
+    found = predictions(run)
+    return logit_spread(found.logits, found.labels)
 
 
 def confusion_of_run(run: Run) -> float:

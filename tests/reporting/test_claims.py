@@ -204,7 +204,10 @@ def test_claim_3_from_kept_logits(folders):
         folders.finished(name, 1, kept["top1"], logits=kept["logits"])
         for name, kept in (("kd", base), ("kd+ikd", treated))
     ]
-    (consistent,), (confused,) = (said(found, text).to_dict("records") for text in (CONSISTENT, CONFUSED))
+    (consistent, variance), (confused,) = (
+        said(found, text).to_dict("records") for text in (CONSISTENT, CONFUSED)
+    )
+    assert "softmax" in consistent["measured"] and "variance of logits" in variance["measured"]
     assert confused["effect"] == "+0.32 (n=1, no interval from one seed)", "40 - 8 of 10,000 images"
     assert f"{PAIR}, kd minus kd+ikd, % of test images" in confused["measured"]
     p = np.exp([6.0] + [0.0] * 99) / (np.exp(6.0) + 99)

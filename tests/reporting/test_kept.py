@@ -27,10 +27,11 @@ class Keeping:
 
     def run(self, method: str = "kd", seed: int = 1) -> Run:
         base, _, ikd = method.partition("+")
+        own = MethodSpec(name=base, ikd=IKDSettings() if ikd else None)
+        asked = {"teacher": "resnet14", "teacher_sha256": "1" * 64} if own.needs_teacher else {}
         spec = RunSpec(
-            data="glyphs100", data_sha256="0" * 64, student="resnet8", teacher="resnet14", seed=seed,
-            teacher_sha256="1" * 64, method=MethodSpec(name=base, ikd=IKDSettings() if ikd else None),
-            recipe=Recipe().scaled(3),
+            data="glyphs100", data_sha256="0" * 64, student="resnet8", method=own, seed=seed,
+            recipe=Recipe().scaled(3), **asked,
         )  # fmt: skip
         return Run(self.root, spec)
 
@@ -174,6 +175,13 @@ def test_two_runs_that_are_no_pair_are_refused(keeping, both):
     for one, two in ((treated, base), (base, base), (base, other)):
         with pytest.raises(IkdError, match="with the IKD term alone added"):
             behaviour.summary(one, two)
+
+
+def test_cross_entropy_has_no_teacher_and_is_the_base_of_its_own(keeping):
+    treated = kept.predictions(keeping.finished(keeping.logits(1), "ce+ikd"))
+    plain = keeping.finished(keeping.logits(0), "ce")
+    assert plain.spec.teacher is None and treated.spec.teacher == "resnet14"
+    assert len(behaviour.summary(kept.predictions(plain), treated)) == len(behaviour.MEASURES) - 2
 
 
 def test_the_verdict_is_one_undecided_sentence_with_the_measured_numbers(both, tmp_path):

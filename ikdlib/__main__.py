@@ -49,55 +49,44 @@ def _parser() -> argparse.ArgumentParser:
     _study_options(train)
     train.add_argument("--threads", type=int, help="threads on the CPU")
     train.set_defaults(run=_train)
-
     table = commands.add_parser("table", help="the runs of a table, and the table, through its notebook")
-    _study_options(table)
-    table.add_argument("--dry", action="store_true", help="list the runs and their time, and do nothing")
+    _study_options(table, dry=True)
     table.set_defaults(run=_table)
 
     ablations = commands.add_parser("ablations", help="notebooks 30 to 33: the paper's ablations, and more")
     ablations.add_argument("--only", default="", help="numbers of notebooks, like 30,31")
-    _study_options(ablations)
-    ablations.add_argument("--dry", action="store_true", help="list the runs and their time, and do nothing")
+    _study_options(ablations, dry=True)
     ablations.set_defaults(run=_ablations)
-
     teachers = commands.add_parser("teachers", help="train the teachers that are not there")
-    _study_options(teachers)
-    teachers.add_argument("--dry", action="store_true", help="list the runs and their time, and do nothing")
+    _study_options(teachers, dry=True)
     teachers.set_defaults(run=_teachers)
-
     report = commands.add_parser("report", help="report.html from the run folders; trains nothing")
     report.add_argument("--results", default="results", metavar="RESULTS")
     report.set_defaults(run=_report)
-
     equal = commands.add_parser("equivalence", help="bf16 against fp32: sixteen paired runs, and the verdict")
     for name in ("data", "device", "results", "jobs"):
         equal.add_argument(f"--{name}", default="", metavar=name.upper())
     equal.add_argument("--dry", action="store_true", help="train nothing, read what is finished")
     equal.set_defaults(run=_equivalence)
-
     data = commands.add_parser("data", help="download and verify CIFAR-100, or check a folder")
     data.add_argument("--data", default="", help="a folder that is there already")
     data.set_defaults(run=_data)
-
     cache = commands.add_parser("cache", help="the teachers' logits on disk: list, cost, make, prune")
     cache.add_argument("what", choices=("list", "cost", "make", "prune"))
     cache.add_argument("--teacher", default="", help="prune: of this teacher, by the start of its sha256")
     cache.add_argument("--days", type=float, default=0, help="prune: not written for so many days")
     _study_options(cache)
     cache.set_defaults(run=_cache)
-
     bench = commands.add_parser("bench", help="how many runs at once give most runs an hour here")
     bench.add_argument("--trial", help=argparse.SUPPRESS)
     _study_options(bench)
     bench.set_defaults(run=_bench)
-
     listing = commands.add_parser("methods", help="methods and models by name, with their settings")
     listing.set_defaults(run=_methods)
     return parser
 
 
-def _study_options(parser: argparse.ArgumentParser) -> None:
+def _study_options(parser: argparse.ArgumentParser, dry: bool = False) -> None:
     """One option for each of `StudySettings`, as text; an empty one stands for the profile's choice."""
     from ikdlib.studies.study import StudySettings
 
@@ -106,6 +95,8 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
         if name == "profile":
             shown["default"] = "short"
         parser.add_argument(f"--{name}", metavar=name.upper(), **shown)
+    if dry:
+        parser.add_argument("--dry", action="store_true", help="list the runs and their time, and do nothing")
 
 
 def _study_settings(options: argparse.Namespace):
@@ -157,8 +148,8 @@ def _table(options: argparse.Namespace) -> int:
     settings = _study_settings(options)
     if options.dry:
         print(plan.dry_run(plan.studies(settings).values()))
-        return 0
-    _show(reproduce.reproduce(settings))
+    else:
+        _show(reproduce.reproduce(settings))
     return 0
 
 
@@ -169,8 +160,8 @@ def _ablations(options: argparse.Namespace) -> int:
     if options.dry:
         found = plan.ablation_studies(settings, options.only).values()
         print(plan.dry_run(study for studies in found for study in studies))
-        return 0
-    _show(reproduce.ablate(settings, options.only))
+    else:
+        _show(reproduce.ablate(settings, options.only))
     return 0
 
 

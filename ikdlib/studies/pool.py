@@ -18,6 +18,7 @@ from ikdlib import data, files
 from ikdlib.data.cache import default_folder
 from ikdlib.errors import WARNING, IkdError
 from ikdlib.studies import memory, throughput
+from ikdlib.studies.variants import variant_of
 from ikdlib.training.job import Job, choose_device
 
 # glibc gives large blocks back to the kernel after each step and asks for them again; keeping them
@@ -199,7 +200,8 @@ def _line(job: Job, futures: dict[str, Future]) -> str:
     if futures[job.spec.run_id].done() or not progress:
         return ""
     accuracy = f" {progress['test_top1']:.1f}%" if progress["test_top1"] is not None else ""
-    return f"{job.spec.method} s{job.spec.seed} {progress['epoch']}/{progress['epochs']}{accuracy}"
+    name = variant_of(job.spec).label if job.spec.teacher else job.spec.method
+    return f"{name} s{job.spec.seed} {progress['epoch']}/{progress['epochs']}{accuracy}"
 
 
 def _reason(code: int, log: Path) -> str:

@@ -18,9 +18,12 @@ from ikdlib.runs import Run
 from ikdlib.spec import RunSpec
 from ikdlib.studies.variants import base_of, variant_of
 
+NO_PLACE = float("nan")
+
 # Setting -> its value in a run, or None where the run has no such setting.
 VALUES: dict[str, Callable[[RunSpec], float | None]] = {
-    "ikd.temperature": lambda spec: None if spec.method.ikd is None else spec.method.ikd.temperature,
+    # Without the term there is no T: the base method has no place on the axis, and is a level across it.
+    "ikd.temperature": lambda spec: NO_PLACE if spec.method.ikd is None else spec.method.ikd.temperature,
     # Without the term lambda is 0: the base method is a point of the curve.
     "ikd.weight": lambda spec: 0.0 if spec.method.ikd is None else spec.method.ikd.weight,
     "recipe.batch_size": lambda spec: float(spec.recipe.batch_size),
@@ -54,7 +57,8 @@ class Finding:
 def points(cells: Iterable[Any], setting: str, primary: str = "last") -> pd.DataFrame:
     """A row a finished run on the curve of ``setting``: `COLUMNS`; measures in %, at the primary epoch.
 
-    A measure that a run did not record (no held-out images, an older version) is NaN.
+    A measure that a run did not record (no held-out images, an older version) is NaN. So is the value of a
+    base method that has none of this setting; it is there only beside its own ``+ikd``.
     """
     rows = []
     for cell in cells:
@@ -70,6 +74,11 @@ def points(cells: Iterable[Any], setting: str, primary: str = "last") -> pd.Data
             measured = dict(zip(MEASURES, _measured(run, primary), strict=True))
             rows.append((cell.pair, series, value, run.spec.seed, *measured.values(), run.spec.run_id))
     found = pd.DataFrame(rows, columns=list(COLUMNS))
+    placed = set(zip(found["pair"], found["series"].where(found["value"].notna()), strict=True))
+    beside = [
+        (pair, f"{name}+ikd") in placed for pair, name in zip(found["pair"], found["series"], strict=True)
+    ]
+    found = found[found["value"].notna() | pd.Series(beside, index=found.index, dtype=bool)]
     return found.sort_values(["pair", "series", "value", "seed"], ignore_index=True)
 
 

@@ -43,7 +43,7 @@ def setting_curve(
             axis.set(title=pair, xlabel=AXES[setting], ylabel=MEASURES[measure])
             if setting == "recipe.batch_size":
                 axis.set_xscale("log", base=2)
-            values = sorted(here["value"].unique())
+            values = sorted(here["value"].dropna().unique())
             if 1 < len(values) < 7:
                 axis.set_xticks(values, [f"{value:g}" for value in values])
                 axis.minorticks_off()
@@ -57,6 +57,9 @@ def _panel(axis: Axes, here: pd.DataFrame, measure: str, optimum: dict[str, floa
         by_value = part.groupby("value")[measure]
         mean, std = by_value.mean(), by_value.std(ddof=1)
         look = style(str(series))
+        if mean.empty:  # a base method without the setting: its level
+            axis.axhline(part[measure].mean(), label=series, **look)
+            continue
         marker = MARKERS.get(str(series).removesuffix("+ikd"), "o")
         axis.errorbar(mean.index, mean, yerr=std.fillna(0), capsize=3, marker=marker, label=series, **look)
         if series in optimum:
@@ -80,7 +83,7 @@ def forest(rows: pd.DataFrame, title: str, unit: str = "points of test top-1") -
     import matplotlib.pyplot as plt
 
     rows = rows[rows["gain"].notna()]
-    figure, axis = plt.subplots(figsize=(7.2, 0.42 * max(len(rows), 1) + 1.5))
+    figure, axis = plt.subplots(figsize=(9, 0.42 * max(len(rows), 1) + 1.5))
     axis.axvline(0, color="#666666", linewidth=1)
     for place, row in enumerate(rows.itertuples()):
         base = str(row.method).partition(",")[0].removesuffix("+ikd")

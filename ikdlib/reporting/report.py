@@ -90,6 +90,7 @@ def curves_of(table: Table) -> Iterator[tuple[str, pd.DataFrame, list[str]]]:
         least = 2 if setting in ("recipe.batch_size", "temperature") else 3
         counts = found.groupby(["pair", "series"])["value"].nunique()
         series = [key for key, count in counts.items() if count >= least]
+        series += [(pair, base_of(name)) for pair, name in series]
         kept = found[[key in series for key in zip(found["pair"], found["series"], strict=True)]]
         if len(kept):
             first = ("held_out", "test") if setting.startswith("ikd.") else ("test", "confidence")

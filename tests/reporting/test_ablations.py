@@ -41,7 +41,7 @@ def values_of(found) -> dict:
     """Series -> value -> seed -> test top-1."""
     return {
         series: {v: dict(zip(p["seed"], p["test"], strict=True)) for v, p in part.groupby("value")}
-        for series, part in found.groupby("series")
+        for series, part in found[found["value"].notna()].groupby("series")
     }
 
 
@@ -58,6 +58,9 @@ def test_a_curve_has_the_runs_in_which_nothing_else_was_changed(folders):
         folders.cell("teacher", folders.finished("ce", 0, 5.0, pair="-/resnet20")),
     ]
     assert values_of(ablations.points(cells, T)) == {"dkd+ikd": {0.5: LOW, 1.0: OWN, 2.0: HIGH}}
+    beside = ablations.points(cells, T).query("value.isna()")
+    assert beside[["series", "seed", "test"]].values.tolist() == [["dkd", 1, 4.0]], "it has no T"
+    assert ablations.points(cells[-3:-2], T).empty, "a base method alone is no curve"
     assert values_of(ablations.points(cells, WEIGHT)) == {"dkd+ikd": {0.0: {1: 4.0}, 6.5: OWN}}
     assert values_of(ablations.points(cells, BATCH)) == {
         "dkd": {64.0: {1: 4.0}}, "dkd+ikd": {64.0: OWN, 128.0: {1: 3.0}},
@@ -233,6 +236,13 @@ def test_a_curve_shows_mean_and_spread_of_each_value_and_the_papers_best(folders
     assert "the paper's best for dkd+ikd: 1" in drawn.get_legend_handles_labels()[1]
     assert words_of(figure) == ["not run"] and not empty.lines, "nothing was held out"
     assert (drawn.get_title(), drawn.get_xlabel()) == (PAIR, ablations.AXES[T])
+
+
+def test_a_base_method_without_the_setting_is_a_level_across_the_curve(folders):
+    cells = curve(folders) + [folders.changed("dkd", {}, {1: 60.0, 2: 62.0})]
+    figure = curves.setting_curve(ablations.points(cells, T), T, ["test"], "A title")
+    (level,) = [line for line in figure.axes[0].lines if line.get_label() == "dkd"]
+    assert list(level.get_ydata()) == [61.0, 61.0] and level.get_linestyle() == "--"
 
 
 def test_a_curve_of_nothing_says_not_run():

@@ -179,9 +179,9 @@ def _teachers(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from ikdlib.studies.reproduce import report
+    from ikdlib.reporting.report import write
 
-    print(report(Path(options.results)))
+    print(write(Path(options.results)))
     return 0
 
 

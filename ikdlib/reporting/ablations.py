@@ -33,8 +33,6 @@ AXES = {
     "ikd.temperature": "temperature T of the IKD term", "ikd.weight": "weight λ of the IKD term",
     "recipe.batch_size": "batch size", "temperature": "temperature of the base method",
 }  # fmt: skip
-# What the paper says is best, by series: figures 4(a) and 4(b).
-BEST = {"ikd.temperature": {"dkd+ikd": 1.0}, "ikd.weight": {"dkd+ikd": 6.5, "nkd+ikd": 6.0}}
 MEASURES = {
     "test": "test top-1 (%)", "held_out": "held-out top-1 (%)",
     "confidence": "probability of the target class (%), test",
@@ -51,7 +49,8 @@ class Finding:
     verdict: str
 
     def __str__(self) -> str:
-        return f"{self.sentence}: {self.verdict}"
+        needed = self.effect.needed if self.verdict == "undecided" else None
+        return f"{self.sentence}: {self.verdict}" + (f", about {needed} seeds would tell" if needed else "")
 
 
 def points(cells: Iterable[Any], setting: str, primary: str = "last") -> pd.DataFrame:
@@ -141,17 +140,17 @@ def optimum(
     return Finding(sentence, effect, verdict)
 
 
-def against(cells: Iterable[Any], method: str, questions: Mapping[str, str], primary: str) -> pd.DataFrame:
-    """One method minus each of some others, paired by seed; all of them are judged together.
+def against(cells: Iterable[Any], questions: Mapping[tuple[str, str], str], primary: str) -> pd.DataFrame:
+    """Differences of cells, paired by seed; all of them are judged together.
 
-    ``questions``: label of the other cell to the question it answers. A row for each pair and other, with
-    columns pair, method, other, name, question, gain, gain_low, gain_high, gain_n, p_holm, effect, verdict;
-    the last ones are None where one of the two was not run.
+    ``questions``: two labels, the second to be subtracted from the first, to the question that this answers.
+    A row for each pair and question, with columns pair, method, other, name, question, gain, gain_low,
+    gain_high, gain_n, p_holm, effect, verdict; the last ones are None where one of the two was not run.
     """
     by_name = {(cell.pair, cell.method): by_seed(cell.runs, primary) for cell in cells}
     rows, found = [], {}
     for pair in dict.fromkeys(pair for pair, _ in by_name):
-        for other, question in questions.items():
+        for (method, other), question in questions.items():
             d = paired_difference(by_name.get((pair, method), {}), by_name.get((pair, other), {}))
             if d is not None:
                 found[len(rows)] = d
@@ -164,7 +163,7 @@ def against(cells: Iterable[Any], method: str, questions: Mapping[str, str], pri
 
 
 def gains(found: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """Of a curve with and without the term: the term's gain at each value, judged together for each pair."""
+    """Of a curve with and without the term: its gain at each value; those of one pair and series together."""
     rows = []
     for pair in found["pair"].unique():
         for series in [name for name in found["series"].unique() if base_of(name) != name]:

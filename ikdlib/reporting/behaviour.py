@@ -24,7 +24,7 @@ BINS = 15  # of Guo et al. (2017)
 # Measure -> its unit, and what the paper's third claim says of it, where it says anything.
 MEASURES = {
     "accuracy (top-1)": ("%", ""),
-    "confidence of the target class, mean": ("%", "higher"),
+    "confidence of the target class, mean": ("%", "higher at a large KD temperature"),
     "confidence of the target class, median": ("%", ""),
     "confidence of the answer, mean": ("%", ""),
     "calibration error (ECE)": ("%", ""),
@@ -262,6 +262,12 @@ def confusion_of_run(run: Run) -> float:
     """% of test images a run takes for another class of their group; an `IkdError` without groups."""
     found = predictions(run)
     return float(confusion(found.logits, found.labels, found.groups).loc["inside", "of_images"])
+
+
+def confused_errors_of_run(run: Run) -> float:
+    """% of a run's errors that stay in their group; an `IkdError` without groups."""
+    found = predictions(run)
+    return float(confusion(found.logits, found.labels, found.groups).loc["inside", "of_errors"])
 
 
 def _centred(logits: np.ndarray) -> np.ndarray:

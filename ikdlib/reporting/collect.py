@@ -107,8 +107,8 @@ def collect(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def everything(results: Path) -> tuple[list[Run], list[str]]:
-    """`collect` over all real data's profiles of a results folder; of ``results/demo``, over the demo's."""
-    if results.name == "demo":
+    """`collect` over a results folder's profiles, the demo's not among them; or over one profile's folder."""
+    if (results / "runs").is_dir():
         return collect([results / "runs"])
     return collect(sorted(path for path in results.glob("*/runs") if path.parent.name != "demo"))
 
@@ -120,8 +120,10 @@ def fault(run: Run, folder: Path) -> str | None:
     if folder.name != run.spec.run_id:
         return f"its spec is that of {run.spec.run_id}; a folder has the name of its run"
     try:
-        if run.status not in ("finished", "diverged"):
+        if run.status in ("missing", "unfinished"):
             return None
+        if run.status not in ("finished", "diverged"):
+            return f"its result.json has a status {run.status!r}; restore it, or delete the folder"
         runs.check_format(folder / "result.json", run.result["format_version"])
         if damaged := runs.damaged_files(run):
             return f"{', '.join(damaged)} missing or edited since the run; restore it, or delete the folder"
@@ -132,14 +134,17 @@ def fault(run: Run, folder: Path) -> str | None:
 
 def _contradiction(run: Run) -> str | None:
     # result.json has the digests of the other files, and none of its own; but history.csv knows it better.
-    by_epoch = run.history.set_index("epoch")["test_top1"]
-    for which in ("last", "best"):
-        epoch, stated = run.result[which]["epoch"], run.result[which]["top1"]
-        if by_epoch[epoch] != stated:
+    history, result = run.history, run.result
+    best = history.iloc[int(history["test_top1"].to_numpy().argmax())]
+    for which, row in (("last", history.iloc[-1]), ("best", best)):
+        stated = {name: result[which][name] for name in ("epoch", "top1", "top5")}
+        if stated != {"epoch": row["epoch"], "top1": row["test_top1"], "top5": row["test_top5"]}:
             return (
-                f"its result.json states {stated} % for epoch {epoch}, and its history.csv {by_epoch[epoch]} "
-                "%; restore it, or delete the folder"
+                f"its result.json states {stated['top1']} % for the {which} epoch {stated['epoch']}, its "
+                f"history.csv {row['test_top1']} % for {row['epoch']:.0f}; restore it, or delete the folder"
             )
+    if (result["teacher"] is None) != (run.spec.teacher is None):
+        return "its result.json does not fit its spec.json (teacher); restore it, or delete the folder"
     return None
 
 
@@ -172,14 +177,6 @@ def tables(found: Iterable[Run]) -> tuple[list[Table], list[str]]:
         s = run.spec
         key = (s.data, s.recipe.epochs, s.recipe.precision, s.protocol, s.holdout)
         by_table.setdefault(key, []).append(run)
-    # Cross-entropy asks no teacher, so the paper protocol's serves the students that have none of their own.
-    for key, members in by_table.items():
-        if key[3] != "paper":
-            own = {r.spec.student for r in members if r.spec.teacher is None}
-            wanted = {r.spec.student for r in members} - own
-            lent = by_table.get((*key[:3], "paper", key[4]), ())
-            lent = [r for r in lent if r.spec.teacher is None and label_of(r) != TEACHER]
-            members += [r for r in lent if r.spec.student in wanted]
     made, left_out = [], []
     for key, members in sorted(by_table.items(), key=lambda item: str(item[0])):
         members, lines = _one_of_each(members)

@@ -4,44 +4,72 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 
 from ikdlib.errors import IkdError
 from ikdlib.reporting import ablations, behaviour, kept
-from ikdlib.reporting.collect import TEACHER, Cell, Table
+from ikdlib.reporting.collect import TEACHER, Cell, Table, everything
 from ikdlib.reporting.tables import NOT_RUN, pooled
 from ikdlib.runs import Run
 from ikdlib.studies import protocol
-from ikdlib.studies.controls import questions
+from ikdlib.studies.grids import questions
+from ikdlib.studies.profiles import LOGIT_METHODS
 from ikdlib.studies.variants import base_of
 
 PAIRS = protocol.SAME_ARCHITECTURE + protocol.DIFFERENT_ARCHITECTURE
-METHODS = ("ce", "kd", "kd+ikd", "dkd", "dkd+ikd", "nkd", "nkd+ikd", "wttm", "wttm+ikd")
+WITH_TERM = tuple(name for name in LOGIT_METHODS if name.endswith("+ikd"))
 
 
-def main_cells(table: Table) -> list[Cell]:
-    """The paper's own table: the nine methods of every pair that has a run of one.
+def write(results: Path) -> Path:
+    """``report.html`` in a results folder, from what lies there; nothing is trained.
 
-    Those without a run are there too, except of a pair that is not the paper's and has one method alone: it
-    was run for another reason.
+    Raises:
+        IkdError: no such folder, or no run in it.
     """
-    plain = {(c.pair, c.method): c for c in table.cells if c.method in METHODS}
+    from ikdlib.reporting.page import write_page
+    from ikdlib.studies.notebook import execute
+
+    found, left_out = everything(results)
+    if not found and not left_out:
+        raise IkdError(f"results: no run in {results}; `make demo` or `make reproduce-cifar` makes some")
+    with TemporaryDirectory() as folder:
+        output = Path(folder) / "90_report.ipynb"
+        executed = execute("90_report", output, {"results": str(results)})
+        return write_page(executed, results / "report.html", "IKD, reproduced")
+
+
+def cells_of(table: Table) -> list[Cell]:
+    """The table's cells, but for teachers: nine methods of every pair, then those with changed settings.
+
+    Methods that were not run are there too, except of a pair that is none of the thirteen and has one method
+    alone: it was run for another reason.
+    """
+    found = {(c.pair, c.method): c for c in table.cells if c.method != TEACHER}
     cells = []
-    for pair in dict.fromkeys(pair for pair, _ in plain):
-        there = [name for name in METHODS if (pair, name) in plain]
-        complete = pair in PAIRS or len(there) > 1
-        cells += [plain.get((pair, name), Cell(pair, name, ())) for name in (METHODS if complete else there)]
-    return cells
+    for pair in dict.fromkeys(pair for pair, _ in found):
+        there = [name for name in LOGIT_METHODS if (pair, name) in found]
+        names = LOGIT_METHODS if there and (pair in PAIRS or len(there) > 1) else there
+        cells += [found.pop((pair, name), Cell(pair, name, ())) for name in names]
+    return cells + list(found.values())
 
 
-def variant_cells(table: Table) -> list[Cell]:
-    """Cells with changed settings, each method of them behind what it is compared with."""
-    changed = [c for c in table.cells if c.method not in METHODS and c.method != TEACHER]
-    wanted = {(c.pair, name) for c in changed for name in (base_of(c.method), c.method.split(",")[0])}
-    others = [c for c in table.cells if (c.pair, c.method) in wanted and c not in changed]
-    return sorted(others + changed, key=lambda c: table.cells.index(c))
+def changed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of the rows of `tables.study_table`, those with changed settings and what they are compared with."""
+    others = rows[~rows["method"].isin(LOGIT_METHODS)]
+    wanted = {
+        (row.pair, name) for row in others.itertuples() for name in (base_of(row.method), _plain(row.method))
+    }
+    beside = [pair_and_method in wanted for pair_and_method in zip(rows["pair"], rows["method"], strict=True)]
+    return rows[pd.Series(beside, index=rows.index, dtype=bool) | rows.index.isin(others.index)]
+
+
+def counted(tables: Iterable[Table]) -> list[Run]:
+    """Every run that stands in a table, once."""
+    found = {run.spec.run_id: run for table in tables for cell in table.cells for run in cell.runs}
+    return [found[run_id] for run_id in sorted(found)]
 
 
 def headline(tables: Iterable[Table]) -> pd.DataFrame:
@@ -72,7 +100,7 @@ def overview(found: Iterable[Run]) -> pd.DataFrame:
     rows = []
     for run in found:
         s = run.spec
-        hours = sum(run.provenance["seconds"].values()) / 3600 if run.status == "finished" else 0.0
+        hours = _hours(run) if run.status == "finished" else 0.0
         rows.append((s.data, s.recipe.epochs, s.recipe.precision, s.protocol, run.status, hours))
     columns = ["data", "epochs", "precision", "protocol", "status", "hours"]
     table = pd.DataFrame(rows, columns=columns)
@@ -98,12 +126,12 @@ def curves_of(table: Table) -> Iterator[tuple[str, pd.DataFrame, list[str]]]:
 
 
 def controls_of(table: Table) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Each method that has a control: the method, and `ablations.against` of what was run beside it."""
-    for method in ("kd+ikd", "dkd+ikd", "nkd+ikd", "wttm+ikd"):
+    """Each method that has a control: the method, and `ablations.against` of what was run."""
+    for method in WITH_TERM:
         asked = questions(method)
-        controls = [label for label in asked if label.startswith(f"{method}, ")]
+        controls = {other for one, other in asked if one == method and ", " in other}
         if any(cell.method in controls for cell in table.cells):
-            compared = ablations.against(table.cells, method, asked, table.primary)
+            compared = ablations.against(table.cells, asked, table.primary)
             yield method, compared[compared["gain"].notna()].reset_index(drop=True)
 
 
@@ -112,18 +140,19 @@ def behaviours(tables: Iterable[Table]) -> pd.DataFrame:
     rows = []
     for table in tables:
         for pair in table.pairs:
-            for method in ("kd+ikd", "dkd+ikd", "nkd+ikd", "wttm+ikd"):
+            for method in WITH_TERM:
                 sides = [_with_logits(table.runs(pair, name)) for name in (base_of(method), method)]
                 for seed in sorted(set(sides[0]) & set(sides[1]))[:1]:
                     base, treated = (kept.predictions(side[seed]) for side in sides)
                     measured = behaviour.summary(base, treated)
                     where = {"table": table.title, "pair": pair, "method": method, "seed": seed}
                     rows += [{**where, **row} for row in measured.to_dict("records")]
-    return pd.DataFrame(rows)
+    columns = ("table", "pair", "method", "seed", "measure", "unit", "paper", "base", "+ikd", "difference")
+    return pd.DataFrame(rows, columns=list(columns))
 
 
 def teachers(found: Iterable[Run]) -> pd.DataFrame:
-    """The teachers: architecture, sha256 of the weights, test top-1 (%), and whose they are."""
+    """The teachers of the finished students: architecture, data, sha256 of the weights, test top-1 (%)."""
     rows: dict[str, dict[str, Any]] = {}
     for run in found:
         if run.status == "finished" and run.spec.teacher:
@@ -147,6 +176,17 @@ def nothing(frame: pd.DataFrame) -> str:
     if frame.empty:
         return f"*{NOT_RUN}*"
     return str(frame.to_markdown(index=False, disable_numparse=True))
+
+
+def _plain(label: str) -> str:
+    return label.partition(",")[0]
+
+
+def _hours(run: Run) -> float:
+    try:
+        return float(sum(run.provenance["seconds"].values())) / 3600
+    except (IkdError, KeyError):
+        return float("nan")  # not recorded
 
 
 def _with_logits(runs: Iterable[Run]) -> dict[int, Run]:

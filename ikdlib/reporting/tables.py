@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -54,7 +54,8 @@ def gain(treated: Iterable[Run], base: Iterable[Run], which: str) -> Difference 
 def study_table(cells: Iterable[Any], published: pd.DataFrame, primary: str) -> pd.DataFrame:
     """All cells of a study, a row each, with the published number and the gain of the IKD term.
 
-    The gains of single cells are judged together (`statistics.corrected`).
+    The gains of single cells are judged together (`statistics.corrected`): those of the methods as they are,
+    and those with changed settings.
 
     Args:
         cells: objects with ``pair``, ``method`` and ``runs``.
@@ -74,39 +75,63 @@ def study_table(cells: Iterable[Any], published: pd.DataFrame, primary: str) -> 
             if (difference := gain(cell.runs, base, primary)) is not None:
                 found[place] = difference
         rows.append(row)
-    for place, difference in zip(found, corrected(list(found.values())), strict=True):
+    for place, difference in _judged(found, [cell.method for cell in cells]).items():
         rows[place].update(
             gain=difference.mean, gain_low=difference.low, gain_high=difference.high, gain_n=difference.n,
             p=difference.p, p_holm=difference.holm, verdict=difference.verdict,
             seeds_needed=difference.needed, correlation=difference.correlation,
         )  # fmt: skip
-    return pd.DataFrame(rows)
+    # Of no cell too, whoever reads the table finds its columns.
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*cell_row("", "", []), "published"])
+
+
+def _judged(found: Mapping[int, Difference], labels: Sequence[str]) -> dict[int, Difference]:
+    """Gains by their place, each corrected within its family; ``labels`` of the cells by their place."""
+    judged: dict[int, Difference] = {}
+    for changed in (False, True):
+        family = {place: d for place, d in found.items() if ("," in labels[place]) == changed}
+        judged |= dict(zip(family, corrected(list(family.values())), strict=True))
+    return judged
 
 
 def pooled(cells: Iterable[Any], primary: str) -> pd.DataFrame:
     """The gain of the IKD term on each base method, over all pairs that have both: a row a base method.
 
-    Columns: method, pairs, n, gain, gain_low, gain_high, p, verdict, seeds_needed.
+    Of one pair it is that cell's own gain, judged among the table's other cells: a table says the same of it.
+    Pairs count as independent. `ce` is one run for all pairs of its student, so it is not pooled.
+    Columns: method, pairs, gain_n, gain, gain_low, gain_high, p, verdict, seeds_needed.
     """
-    cells = list(cells)
-    scores = {(cell.pair, cell.method): by_seed(cell.runs, primary) for cell in cells}
+    plain = [cell for cell in cells if "," not in cell.method]
+    scores = {(cell.pair, cell.method): by_seed(cell.runs, primary) for cell in plain}
+    both: dict[str, list[str]] = {}
+    for pair, method in scores:
+        base = method.removesuffix("+ikd")
+        if base != method and set(scores[pair, method]) & set(scores.get((pair, base), ())):
+            both.setdefault(base, []).append(pair)
+    single = {
+        (pair, base): paired_difference(scores[pair, f"{base}+ikd"], scores[pair, base])
+        for base, pairs in both.items() for pair in pairs
+    }  # fmt: skip
+    judged = dict(zip(single, corrected(list(single.values())), strict=True))
     rows = []
-    methods = dict.fromkeys(cell.method for cell in cells)
-    for base in [name for name in methods if f"{name}+ikd" in methods]:
-        both = [
-            (scores[pair, f"{base}+ikd"], scores[pair, base])
-            for pair in dict.fromkeys(cell.pair for cell in cells)
-            if (pair, f"{base}+ikd") in scores and (pair, base) in scores
-        ]
-        both = [(treated, plain) for treated, plain in both if set(treated) & set(plain)]
-        if (found := pooled_difference(both)) is not None:
-            rows.append({
-                "method": base, "pairs": len(both), "gain_n": found.n, "gain": found.mean,
-                "gain_low": found.low, "gain_high": found.high, "p": found.p, "verdict": found.verdict,
-                "seeds_needed": found.needed,
-            })  # fmt: skip
-    names = ("method", "pairs", "gain_n", "gain", "gain_low", "gain_high", "p", "verdict", "seeds_needed")
-    return pd.DataFrame(rows, columns=list(names))
+    for base in [name for name in dict.fromkeys(cell.method for cell in plain) if name in both]:
+        pairs = both[base]
+        found = judged[pairs[0], base]
+        if len(pairs) > 1:
+            if base == "ce":
+                continue
+            found = pooled_difference([(scores[pair, f"{base}+ikd"], scores[pair, base]) for pair in pairs])
+        rows.append({
+            "method": base, "pairs": len(pairs), "gain_n": found.n, "gain": found.mean,
+            "gain_low": found.low, "gain_high": found.high, "p": found.p, "p_holm": found.holm,
+            "verdict": found.verdict, "seeds_needed": found.needed,
+        })  # fmt: skip
+    return pd.DataFrame(rows, columns=list(POOLED))
+
+
+POOLED = (
+    "method", "pairs", "gain_n", "gain", "gain_low", "gain_high", "p", "p_holm", "verdict", "seeds_needed",
+)  # fmt: skip
 
 
 def readable(table: pd.DataFrame, primary: str, folders: str | Mapping[str, str] = "") -> pd.DataFrame:
@@ -127,7 +152,9 @@ def readable(table: pd.DataFrame, primary: str, folders: str | Mapping[str, str]
     )
     if table["published"].notna().any():
         shown["published"] = [
-            f"{row.published:.2f} ({row.convention})" if pd.notna(row.published) else ""
+            f"{row.published:.2f} ({row.convention}; teacher {row.published_teacher_top1:.2f}; {row.source})"
+            if pd.notna(row.published)
+            else ""
             for row in table.itertuples()
         ]
         shown["ours minus published"] = [
@@ -196,13 +223,13 @@ def _number(row: pd.Series, which: str) -> str:
     return f"{row[f'{which}_top1']:.2f}{spread} ({', '.join(notes)})"
 
 
+def difference_of(row: Mapping[str, Any] | pd.Series) -> Difference:
+    """The `Difference` that a row of `study_table` or `pooled` was made from (but for its correlation)."""
+    names = ("gain_low", "gain_high", "p", "p_holm", "seeds_needed")
+    low, high, p, holm, needed = (None if pd.isna(row.get(name)) else row[name] for name in names)
+    needed = None if needed is None else int(needed)
+    return Difference(row["gain"], low, high, int(row["gain_n"]), None, needed, p, holm)
+
+
 def _gain(row: pd.Series) -> str:
-    if "gain" not in row or pd.isna(row.gain):
-        return ""
-    value = {name: None if pd.isna(row.get(name)) else row[name] for name in (*_OPTIONAL, "seeds_needed")}
-    needed = None if value["seeds_needed"] is None else int(value.pop("seeds_needed"))
-    low, high, p, holm = (value[name] for name in _OPTIONAL)
-    return str(Difference(row.gain, low, high, int(row.gain_n), None, needed, p, holm))
-
-
-_OPTIONAL = ("gain_low", "gain_high", "p", "p_holm")
+    return "" if "gain" not in row or pd.isna(row.gain) else str(difference_of(row))

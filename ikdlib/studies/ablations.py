@@ -11,21 +11,26 @@ from collections.abc import Iterable, Sequence
 from ikdlib.errors import IkdError
 from ikdlib.spec import Recipe
 from ikdlib.studies import protocol
-from ikdlib.studies.controls import CONTROLS, SOURCES
+from ikdlib.studies.grids import (
+    BATCH_SIZES,
+    CONTROLS,
+    KD_TEMPERATURES,
+    SOURCES,
+    TEMPERATURES,
+    WEIGHTS,
+    alone,
+)
+from ikdlib.studies.profiles import profile
 from ikdlib.studies.study import Study, StudySettings, listed
 from ikdlib.studies.variants import RATE, Variant
 
 PAIR = ("resnet32x4/resnet8x4",)
-TEMPERATURES = (0.5, 1.0, 2.0, 3.0, 4.0)
-WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 6.0, 6.5, 7.0, 8.0)
-BATCH_SIZES = (32, 64, 128, 256, 512)
-KD_TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 
 
 def term_temperatures(methods: str = "", grid: str = "") -> list[Variant]:
     """Fig. 4(a): the term's T; each method's base stands beside it."""
     found = []
-    for method in _with_term(methods) or ("dkd+ikd",):
+    for method in with_term(methods, "dkd+ikd"):
         usual = _usual(method).temperature
         found.append(Variant(method.removesuffix("+ikd")))
         for value in numbers(grid) or TEMPERATURES:
@@ -37,7 +42,7 @@ def term_temperatures(methods: str = "", grid: str = "") -> list[Variant]:
 def weights(methods: str = "", grid: str = "") -> list[Variant]:
     """Fig. 4(b): lambda. At 0 the term is not there: the base method's own cell."""
     found = []
-    for method in _with_term(methods) or ("dkd+ikd", "nkd+ikd"):
+    for method in with_term(methods, "dkd+ikd", "nkd+ikd"):
         usual = _usual(method).weight
         for value in numbers(grid) or WEIGHTS:
             name = method if value else method.removesuffix("+ikd")
@@ -46,15 +51,18 @@ def weights(methods: str = "", grid: str = "") -> list[Variant]:
     return found
 
 
-def what_the_term_is(method: str = "dkd+ikd", controls: str = "") -> list[Variant]:
-    """The method, its base, the term alone (on cross-entropy), and the controls, all or the named ones."""
-    _check_term(method)
+def what_the_term_is(methods: str = "", controls: str = "") -> list[Variant]:
+    """Each method, its base, the term alone on cross-entropy, and the controls, all or the named ones."""
     asked = listed(controls) or (*CONTROLS, *SOURCES)
-    found = [Variant(method.removesuffix("+ikd")), Variant(method), Variant("ce+ikd")]
-    for name in asked:
-        if name not in CONTROLS and name not in SOURCES:
-            raise IkdError(f"controls: unknown control {name!r}; known: {', '.join((*CONTROLS, *SOURCES))}")
-        found.append(Variant(method, {"ikd.target" if name in CONTROLS else "ikd.source": name}))
+    found = []
+    for method in with_term(methods, "dkd+ikd"):
+        found += [Variant(method.removesuffix("+ikd")), Variant(method), Variant("ce"), alone(method)]
+        for name in asked:
+            if name not in CONTROLS and name not in SOURCES:
+                raise IkdError(
+                    f"controls: unknown control {name!r}; known: {', '.join((*CONTROLS, *SOURCES))}"
+                )
+            found.append(Variant(method, {"ikd.target" if name in CONTROLS else "ikd.source": name}))
     return found
 
 
@@ -62,7 +70,7 @@ def batch_sizes(methods: str = "", grid: str = "") -> list[Variant]:
     """Batch sizes with and without the term; the learning rate grows in proportion (Goyal et al. 2017)."""
     usual = Recipe().batch_size
     found = []
-    for method in listed(methods) or ("kd", "kd+ikd"):
+    for method in _with_and_without(methods):
         for value in numbers(grid) or BATCH_SIZES:
             changes = {"recipe.batch_size": _whole(value), RATE: value / usual} if value != usual else {}
             found.append(Variant(method, changes))
@@ -72,14 +80,15 @@ def batch_sizes(methods: str = "", grid: str = "") -> list[Variant]:
 def kd_temperatures(methods: str = "", grid: str = "") -> list[Variant]:
     """The base method's own temperature, with and without the term."""
     found = []
-    for method in listed(methods) or ("kd", "kd+ikd"):
-        base, _ = protocol.split_method(method)
-        own = protocol.method_spec("paper", "*", "*", base).settings
-        if "temperature" not in own:
-            raise IkdError(f"methods: {base} has no temperature of its own; choose kd, dkd or nkd")
+    for method in _with_and_without(methods):
+        own = protocol.method_spec("paper", "*", "*", method).settings
+        if "temperature" not in own:  # wttm, ce: they have no part in this question
+            continue
         for value in numbers(grid) or KD_TEMPERATURES:
             changes = {} if value == own["temperature"] else {"temperature": value}
             found.append(Variant(method, changes))
+    if not found:
+        raise IkdError(f"methods: {methods} have no temperature of their own; choose kd, dkd or nkd")
     return found
 
 
@@ -90,8 +99,6 @@ def study(settings: StudySettings, variants: Iterable[Variant], apart: bool = Fa
     is chosen: on those images, never on the test set.
     """
     if apart and not settings.holdout:
-        from ikdlib.studies.profiles import profile
-
         settings = settings.updated(holdout=profile(settings.profile).holdout)
     return Study(settings, PAIR, variants)
 
@@ -107,15 +114,14 @@ def numbers(text: str) -> tuple[float, ...]:
     return tuple(sorted(set(values)))
 
 
-def _with_term(methods: str) -> Sequence[str]:
-    for method in listed(methods):
-        _check_term(method)
-    return listed(methods)
+def with_term(methods: str, *default: str) -> Sequence[str]:
+    """The methods, each with the IKD term: ``kd`` asks for ``kd+ikd``, because the term is what varies."""
+    bases = [protocol.split_method(method)[0] for method in listed(methods)]
+    return tuple(dict.fromkeys(f"{base}+ikd" for base in bases)) or default
 
 
-def _check_term(method: str) -> None:
-    if not protocol.split_method(method)[1]:
-        raise IkdError(f"methods: {method!r} has no IKD term to vary; write {method}+ikd")
+def _with_and_without(methods: str) -> Sequence[str]:
+    return [name for method in with_term(methods, "kd+ikd") for name in (method.removesuffix("+ikd"), method)]
 
 
 def _usual(method: str):

@@ -1,6 +1,6 @@
-"""From one command to a table, the ablations, the report: the notebooks, one after another.
+"""From one command to a table or an ablation: the notebooks, one after another.
 
-This is what ``make demo``, ``reproduce-cifar``, ``teachers``, ``ablations`` and ``report`` call. Nothing is
+This is what ``make demo``, ``reproduce-cifar``, ``teachers`` and ``ablations`` call. Nothing is
 trained here: the notebooks do, through `pool.run_all`, so the same cells run by hand and by command.
 """
 
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ikdlib.errors import WARNING, IkdError
+from ikdlib.errors import WARNING
 from ikdlib.studies import plan
 from ikdlib.studies.notebook import execute
 from ikdlib.studies.study import Study, StudySettings
@@ -35,10 +35,8 @@ def ablate(settings: StudySettings, only: str = "") -> list[Path]:
     written = []
     for notebook, found in plan.ablation_studies(settings, only).items():
         train_teachers(found)
-        chosen = {"pairs": settings.pairs}
-        if notebook != "32_what_the_term_is":  # its controls stand against dkd+ikd
-            chosen["methods"] = settings.methods
-        written.append(_run(notebook, found[0], settings, chosen))
+        chosen = {"pairs": settings.pairs, "methods": settings.methods}
+        written.append(_run(notebook, found[0], found[0].settings, chosen))
     return written
 
 
@@ -52,23 +50,6 @@ def train_teachers(found: Iterable[Study]) -> list[Path]:
             with progress(f"teacher {architecture}") as status:
                 written.append(execute("10_train_teacher", output, parameters, status))
     return written
-
-
-def report(results: Path) -> Path:
-    """``report.html`` in a results folder, from what lies there; nothing is trained.
-
-    Raises:
-        IkdError: no folder of results.
-    """
-    from ikdlib.reporting.page import write_page
-
-    if not results.is_dir():
-        raise IkdError(
-            f"results: there is no folder {results}; `make demo` or `make reproduce-cifar` makes one"
-        )
-    with TemporaryDirectory() as folder:
-        executed = execute("90_report", Path(folder) / "90_report.ipynb", {"results": str(results)})
-        return write_page(executed, results / "report.html", "IKD, reproduced")
 
 
 def _run(notebook: str, study: Study, settings: StudySettings, chosen: dict[str, str]) -> Path:

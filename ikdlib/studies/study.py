@@ -99,12 +99,21 @@ class Study:
     def title(self) -> str:
         """Data set, length and precision, as figures and tables name them."""
         seeds = f"{len(self.seeds)} seed" + "s" * (len(self.seeds) > 1)
-        return f"{self.data.name}, {self.epochs} epochs, {self.precision}, {seeds}, {self.settings.protocol}"
+        apart = f", {self.settings.holdout} images a class held apart" if self.settings.holdout else ""
+        words = f"{self.data.name}, {self.epochs} epochs, {self.precision}, {seeds}"
+        return f"{words}, {self.settings.protocol} protocol{apart}"
+
+    @property
+    def comparable(self) -> bool:
+        """Whether published numbers may stand beside it: CIFAR-100, all its images, 240 epochs."""
+        return (self.profile.data, self.epochs, self.settings.holdout) == ("cifar100", 240, 0)
 
     @property
     def caption(self) -> str:
         """What a table of this study is, and what it is not."""
-        return f"{self.profile.caption}. {self.title}."
+        short = "CIFAR-100, not as the published numbers are made: not comparable with them"
+        words = self.profile.caption if self.comparable or self.profile.name != "paper" else short
+        return f"{words}. {self.title}."
 
     @property
     def architectures(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from ikdlib.reporting import ablations, curves, figures, tables  # noqa: E402
 from ikdlib.studies import ablations as studies  # noqa: E402
 from ikdlib.studies import protocol  # noqa: E402
-from ikdlib.studies.controls import questions  # noqa: E402
+from ikdlib.studies.grids import questions  # noqa: E402
 from ikdlib.studies.variants import Variant  # noqa: E402
 
 METHODS = [Variant(name) for name in ("ce", "kd", "kd+ikd", "dkd", "dkd+ikd", "nkd", "nkd+ikd", "wttm")]

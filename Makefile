@@ -36,7 +36,7 @@ demo: $(VENV)/ready
 	$(RUN) -m ikdlib table --profile demo --results "$(RESULTS)"
 	$(RUN) -m ikdlib report --results "$(RESULTS)/demo"
 
-## The paper's CIFAR-100 tables: PROFILE=paper|short PAIRS= METHODS= SEEDS= EPOCHS= DRY=1 ...
+## CIFAR-100 tables of the thirteen pairs: PROFILE=paper|short PAIRS= METHODS= SEEDS= EPOCHS= DRY=1 ...
 reproduce-cifar: $(VENV)/ready
 	$(RUN) -m ikdlib table $(CHOSEN) $(if $(filter-out 0,$(DRY)),--dry)
 

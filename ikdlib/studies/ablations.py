@@ -88,7 +88,7 @@ def kd_temperatures(methods: str = "", grid: str = "") -> list[Variant]:
             changes = {} if value == own["temperature"] else {"temperature": value}
             found.append(Variant(method, changes))
     if not found:
-        raise IkdError(f"methods: {methods} have no temperature of their own; choose kd, dkd or nkd")
+        raise IkdError(f"methods: {methods} has no temperature of its own; choose kd, dkd or nkd")
     return found
 
 

@@ -6,9 +6,11 @@ import pytest
 
 from ikdlib.errors import IkdError
 from ikdlib.studies import ablations
+from ikdlib.studies.grids import questions
 from ikdlib.studies.profiles import LOGIT_METHODS
 from ikdlib.studies.study import Study, StudySettings
 from ikdlib.studies.teachers import TeacherFile
+from ikdlib.studies.variants import Variant
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +90,20 @@ def test_the_controls_are_the_term_with_one_thing_changed(studies):
         (*dkd, "means", "running"), (*dkd, "means", "all_views"),
     }  # fmt: skip
     assert set(changed.values()) == {(6.5, 1.0)}
-    assert set(found) - set(terms) == {"dkd"}
+    assert set(found) - set(terms) == {"ce", "dkd"}
+
+
+def test_the_term_alone_has_the_weight_it_has_beside_the_method():
+    """6.0 on nkd (the paper), 6.5 on ce itself (chosen): against nkd+ikd only the method may differ."""
+    (alone,) = [v for v in ablations.what_the_term_is("nkd+ikd") if v.method == "ce+ikd"]
+    assert alone.changes == {"ikd.weight": 6.0}
+    assert Variant("ce+ikd") in ablations.what_the_term_is("dkd+ikd")
+
+
+def test_every_question_is_about_two_cells_of_its_notebook():
+    for method in ("kd+ikd", "dkd+ikd", "nkd+ikd", "wttm+ikd"):
+        labels = {variant.label for variant in ablations.what_the_term_is(method)}
+        assert {label for both in questions(method) for label in both} == labels
 
 
 def test_a_grid_is_sorted_and_counts_each_value_once():
@@ -126,7 +141,7 @@ def test_the_pair_is_resnet32x4_and_resnet8x4_where_nobody_names_others():
     [
         (ablations.term_temperatures, {"dkd", "dkd+ikd"}),
         (ablations.weights, {"dkd", "dkd+ikd", "nkd", "nkd+ikd"}),
-        (ablations.what_the_term_is, {"dkd", "dkd+ikd", "ce+ikd"}),
+        (ablations.what_the_term_is, {"dkd", "dkd+ikd", "ce", "ce+ikd"}),
         (ablations.batch_sizes, {"kd", "kd+ikd"}),
         (ablations.kd_temperatures, {"kd", "kd+ikd"}),
     ],
@@ -156,12 +171,12 @@ def test_lambda_0_is_the_base_methods_own_run(studies):
 def test_a_default_that_is_named_in_the_grid_is_no_second_run(studies):
     """KD's T of 4, the term's T of 1, lambda 6 of nkd and 6.5 of dkd, batch 64: the methods' plain names."""
     for variants, plain in (
-        (ablations.kd_temperatures("kd", "4"), ["kd"]),
-        (ablations.kd_temperatures("dkd+ikd,nkd", "4.0"), ["dkd+ikd", "nkd"]),
+        (ablations.kd_temperatures("kd", "4"), ["kd", "kd+ikd"]),
+        (ablations.kd_temperatures("dkd+ikd,nkd", "4.0"), ["dkd", "dkd+ikd", "nkd", "nkd+ikd"]),
         (ablations.term_temperatures("kd+ikd", "1.0"), ["kd", "kd+ikd"]),
         (ablations.weights("nkd+ikd,wttm+ikd", "6"), ["nkd+ikd", "wttm+ikd"]),
         (ablations.weights("dkd+ikd,kd+ikd,ce+ikd", "6.5"), ["dkd+ikd", "kd+ikd", "ce+ikd"]),
-        (ablations.batch_sizes("kd", "64"), ["kd"]),
+        (ablations.batch_sizes("kd", "64"), ["kd", "kd+ikd"]),
     ):
         assert [variant.label for variant in variants] == plain
 
@@ -218,15 +233,20 @@ def test_a_temperature_of_0_is_refused_when_the_study_is_made(studies, variants)
 @pytest.mark.parametrize(
     "variants", [ablations.term_temperatures, ablations.weights, ablations.what_the_term_is]
 )
-def test_a_method_without_the_term_is_refused(variants):
-    refused(r"dkd\+ikd", variants, "dkd")
+def test_a_method_stands_for_itself_with_the_term_and_a_misspelt_one_is_refused(variants):
+    assert variants("dkd") == variants("dkd+ikd") == variants("dkd,dkd+ikd")
     refused("did you mean dkd", variants, "dkdd+ikd")
     refused(r"only addition is \+ikd", variants, "dkd+idk")
 
 
-@pytest.mark.parametrize("method", ["", "kd,kd+ikd", "kd+ikd,dkd+ikd"])
-def test_the_controls_are_of_one_method(method):
-    refused("methods", ablations.what_the_term_is, method)
+@pytest.mark.parametrize("variants", [ablations.batch_sizes, ablations.kd_temperatures])
+def test_with_and_without_the_term_go_together(variants):
+    assert variants("dkd") == variants("dkd+ikd") == variants("dkd,dkd+ikd")
+    assert {variant.method for variant in variants("dkd")} == {"dkd", "dkd+ikd"}
+
+
+def test_a_method_without_a_temperature_does_not_spoil_the_others():
+    assert ablations.kd_temperatures("wttm,kd") == ablations.kd_temperatures("kd")
 
 
 def test_an_unknown_control_is_refused_with_those_there_are():
@@ -239,6 +259,6 @@ def test_a_method_without_a_temperature_has_no_curve_over_it(method):
 
 
 @pytest.mark.parametrize("method", ["kdd", "kd+idk"])
-def test_an_unknown_method_of_a_batch_curve_is_refused(studies, method):
+def test_an_unknown_method_of_a_batch_curve_is_refused(method):
     refused("methods", ablations.kd_temperatures, method)
-    refused("methods", ablations.study, studies.settings(), ablations.batch_sizes(method))
+    refused("methods", ablations.batch_sizes, method)

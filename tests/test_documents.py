@@ -118,7 +118,10 @@ def test_every_file_the_documents_link_is_there():
     for document in ("README.md", "results/README.md", "benchmarks/README.md", "DIFFERENCES.md"):
         links = re.findall(r"\]\(([^)#]+)\)", read(document))
         for link in links:
-            assert link.startswith("http") or (ROOT / document).parent.joinpath(link).exists(), (document, link)
+            assert link.startswith("http") or (ROOT / document).parent.joinpath(link).exists(), (
+                document,
+                link,
+            )
 
 
 def test_the_readmes_numbers_are_those_of_the_run_folders():

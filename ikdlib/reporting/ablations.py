@@ -14,6 +14,7 @@ import pandas as pd
 
 from ikdlib.reporting.collect import by_seed
 from ikdlib.reporting.statistics import Difference, corrected, paired_difference
+from ikdlib.reporting.tables import NOT_RUN
 from ikdlib.runs import Run
 from ikdlib.spec import RunSpec
 from ikdlib.studies.variants import base_of, variant_of
@@ -145,7 +146,7 @@ def against(cells: Iterable[Any], questions: Mapping[tuple[str, str], str], prim
 
     ``questions``: two labels, the second to be subtracted from the first, to the question that this answers.
     A row for each pair and question, with columns pair, method, other, name, question, gain, gain_low,
-    gain_high, gain_n, p_holm, effect, verdict; the last ones are None where one of the two was not run.
+    gain_high, gain_n, p_holm, effect, verdict: ``not run`` where one of the two was not, without numbers.
     """
     by_name = {(cell.pair, cell.method): by_seed(cell.runs, primary) for cell in cells}
     rows, found = [], {}
@@ -183,7 +184,8 @@ def gains(found: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 def _columns(d: Difference | None) -> dict[str, Any]:
     if d is None:
-        return dict.fromkeys(("gain", "gain_low", "gain_high", "gain_n", "p_holm", "effect", "verdict"))
+        names = ("gain", "gain_low", "gain_high", "gain_n", "p_holm")
+        return {**dict.fromkeys(names), "effect": NOT_RUN, "verdict": NOT_RUN}
     return {
         "gain": d.mean, "gain_low": d.low, "gain_high": d.high, "gain_n": d.n, "p_holm": d.holm,
         "effect": str(d), "verdict": d.verdict,

@@ -128,7 +128,7 @@ def fault(run: Run, folder: Path) -> str | None:
         if damaged := runs.damaged_files(run):
             return f"{', '.join(damaged)} missing or edited since the run; restore it, or delete the folder"
         return _contradiction(run) if run.status == "finished" else None
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         return f"its result.json is not as a run writes it ({error!r}); restore it, or delete the folder"
 
 

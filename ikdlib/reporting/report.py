@@ -104,7 +104,9 @@ def overview(found: Iterable[Run]) -> pd.DataFrame:
         rows.append((s.data, s.recipe.epochs, s.recipe.precision, s.protocol, run.status, hours))
     columns = ["data", "epochs", "precision", "protocol", "status", "hours"]
     table = pd.DataFrame(rows, columns=columns)
-    counted = table.groupby(columns[:-1]).agg(runs=("hours", "size"), hours=("hours", "sum"))
+    counted = table.groupby(columns[:-1]).agg(
+        runs=("hours", "size"), hours=("hours", lambda hours: hours.sum(min_count=1))
+    )
     return counted.reset_index().round({"hours": 1})
 
 
@@ -185,7 +187,7 @@ def _plain(label: str) -> str:
 def _hours(run: Run) -> float:
     try:
         return float(sum(run.provenance["seconds"].values())) / 3600
-    except (IkdError, KeyError):
+    except (IkdError, LookupError, TypeError, AttributeError):
         return float("nan")  # not recorded
 
 

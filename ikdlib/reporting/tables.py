@@ -162,7 +162,7 @@ def readable(table: pd.DataFrame, primary: str, folders: str | Mapping[str, str]
             for value in table.get("minus_published", [None] * len(table))
         ]
     if folders:
-        shown["runs"] = [" ".join(_link(run_id, folders) for run_id in ids.split()) for ids in table["runs"]]
+        shown["seeds"] = [" ".join(_link(run_id, folders) for run_id in ids.split()) for ids in table["runs"]]
     return shown
 
 
@@ -195,7 +195,7 @@ def verdicts(table: pd.DataFrame, over_pairs: pd.DataFrame | None = None) -> lis
 def _link(run_id: str, folders: str | Mapping[str, str]) -> str:
     folder = folders if isinstance(folders, str) else folders[run_id]
     seed = run_id.rpartition("-seed")[2].partition("-")[0]
-    return f"[seed {seed}]({folder}/{quote(run_id)}/)"
+    return f"[{seed}]({folder}/{quote(run_id)}/)"
 
 
 def _published(published: pd.DataFrame, pair: str, method: str) -> dict[str, Any]:

@@ -286,5 +286,5 @@ def test_report_follows_what_lies_in_the_run_folders(results, tmp_path):
 
 
 def test_a_report_on_no_folder_is_refused(tmp_path):
-    with pytest.raises(IkdError, match="there is no folder"):
+    with pytest.raises(IkdError, match="no run in"):
         report(tmp_path / "demo")

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-
-from ikdlib.reporting import ablations, curves, targets  # noqa: E402
-from ikdlib.studies.variants import RATE  # noqa: E402
+from ikdlib.reporting import ablations
+from ikdlib.studies.variants import RATE
 
 PAIR = "resnet56/resnet20"
 T, WEIGHT, BATCH, KD_T = "ikd.temperature", "ikd.weight", "recipe.batch_size", "temperature"
 OWN = {1: 71.4, 2: 71.5, 3: 71.8}
 LOW = {1: 70.2, 2: 70.5, 3: 70.4}
 HIGH = {1: 70.9, 2: 71.1, 3: 71.2}
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
 
 
 def curve(folders, own=OWN, low=LOW, high=HIGH, method="dkd+ikd"):
@@ -150,9 +140,25 @@ def test_it_takes_holms_correction_to_contradict(folders):
     assert finding.verdict == "undecided" and "T = 1 minus T = 2, the best of the 4 others" in str(finding)
 
 
-def test_only_values_it_was_compared_with_are_counted(folders):
-    cells = curve(folders) + [folders.changed("dkd+ikd", {T: 3.0}, {9: 99.0})]
-    assert "the best of the 2 others" in str(best(cells))
+def test_only_values_it_was_compared_with_are_counted_and_all_must_be_to_support_it(folders):
+    cells = curve(folders) + [folders.changed("dkd+ikd", {T: 3.0}, {9: 9.0})]
+    finding = best(cells)
+    assert "the best of the 2 others" in str(finding) and finding.verdict == "undecided"
+    cells.append(folders.changed("dkd+ikd", {}, {9: 71.0}))
+    cells = [folders.cell("all", *(run for cell in cells for run in cell.runs))]
+    assert best(cells).verdict == "undecided", "of one common seed there is no interval"
+
+
+def test_an_undecided_finding_names_the_seeds_that_would_tell(folders):
+    finding = best(curve(folders, high={1: 71.4, 2: 71.4, 3: 71.6}))
+    differences = np.array([0.0, 0.1, 0.2])
+    needed = next(
+        n for n in range(2, 99) if stats.t.isf(0.025, n - 1) * differences.std(ddof=1) / n**0.5 < 0.1
+    )
+    assert str(finding).endswith(f"(n=3): undecided, about {needed} seeds would tell") and needed > 3
+    decided = [best(curve(folders)), best(curve(folders, high={s: v + 1 for s, v in OWN.items()}))]
+    assert [str(one).rpartition(": ")[2] for one in decided] == ["supported", "contradicted"]
+    assert str(best(curve(folders, high=OWN))).endswith(": undecided"), "no number of seeds is enough"
 
 
 def test_without_runs_to_compare_there_is_no_finding(folders):
@@ -178,28 +184,51 @@ def test_held_out_images_choose_where_they_were_recorded(folders):
 # One cell against others, and gains along a curve
 
 
-def test_one_method_against_others_is_judged_over_all_of_them(folders):
+def test_all_pairs_and_questions_are_judged_as_one_family(folders):
+    """Two questions on one pair and one on another are three tests; what was not run is none."""
+    other = "vgg13/vgg8"
     cells = [
-        folders.changed("dkd+ikd", {}, OWN),
-        folders.changed("dkd", {}, LOW),
-        folders.changed("ce+ikd", {}, HIGH),
+        folders.changed("dkd+ikd", {}, OWN), folders.changed("dkd", {}, LOW),
+        folders.changed("ce+ikd", {}, HIGH), folders.changed("ce", {}, LOW),
+        folders.changed("dkd+ikd", {}, HIGH, pair=other), folders.changed("dkd", {}, LOW, pair=other),
+    ]  # fmt: skip
+    control = "dkd+ikd, towards one hot"
+    asked = {("dkd+ikd", "dkd"): "the base?", ("ce+ikd", "ce"): "alone?", ("dkd+ikd", control): "a control?"}
+    found = ablations.against(cells, asked, "last")
+    assert [*zip(found["pair"], found["method"], found["other"], found["question"], strict=True)] == [
+        (pair, *labels, text) for pair in (PAIR, other) for labels, text in asked.items()
     ]
-    asked = {"dkd": "the base?", "ce+ikd": "alone?", "dkd+ikd, towards one hot": "a control?"}
-    found = ablations.against(cells, "dkd+ikd", asked, "last").set_index("other")
-    ps = [stats.ttest_rel(list(OWN.values()), list(values.values())).pvalue for values in (LOW, HIGH)]
-    assert found.loc["dkd", "gain"] == pytest.approx(71.5667 - 70.3667, abs=1e-3)
-    first, second = sorted(ps)
-    assert sorted(found["p_holm"].dropna()) == pytest.approx([2 * first, max(2 * first, second)])
-    assert list(found["question"]) == list(asked.values())
-    missing = found.loc["dkd+ikd, towards one hot"]
-    assert missing[["gain", "gain_low", "gain_high", "gain_n", "p_holm", "effect", "verdict"]].isna().all()
-    assert missing["name"] == f"{PAIR}: dkd+ikd minus dkd+ikd, towards one hot"
+    sides = {0: (OWN, LOW), 1: (HIGH, LOW), 3: (HIGH, LOW)}
+    ps = {row: stats.ttest_rel(*(list(v.values()) for v in values)).pvalue for row, values in sides.items()}
+    expected, largest = {}, 0.0
+    for rank, row in enumerate(sorted(ps, key=ps.get)):
+        expected[row] = largest = max(largest, (3 - rank) * ps[row])
+    assert found["p_holm"].dropna().to_dict() == pytest.approx(expected)
+    assert found.loc[0, "gain"] == pytest.approx(71.5667 - 70.3667, abs=1e-3)
+    assert found.loc[1, "name"] == f"{PAIR}: ce+ikd minus ce" and found.loc[1, "gain_n"] == 3
+    nothing = found.loc[[2, 4, 5]]
+    assert nothing[["gain", "gain_low", "gain_high", "gain_n", "p_holm"]].isna().all(axis=None)
+    assert (nothing[["effect", "verdict"]] == "not run").all(axis=None)
+    assert found.loc[2, "name"] == f"{PAIR}: dkd+ikd minus dkd+ikd, towards one hot"
 
 
-def test_against_nothing_has_its_columns_and_a_picture():
-    none = ablations.against([], "dkd+ikd", {"dkd": "the base?"}, "last")
-    assert none.empty and {"gain", "name", "question", "effect"} <= set(none)
-    assert "not run" in words_of(curves.forest(none, "A title"))
+def test_another_pair_can_take_the_answer_of_a_question_away(folders):
+    """p = 0.04 alone; beside a pair without an effect it is no finding."""
+    base = {1: 70.0, 2: 70.3, 3: 70.1, 4: 70.6}
+    more, noise = ({s: v + d for (s, v), d in zip(base.items(), ds, strict=True)}
+                   for ds in ((0.5, 0.95, 1.2, 0.25), (0.5, -0.5, 0.2, -0.3)))  # fmt: skip
+    cells = [folders.changed("dkd", {}, base), folders.changed("dkd+ikd", {}, more)]
+    asked = {("dkd+ikd", "dkd"): "the base?"}
+    assert list(ablations.against(cells, asked, "last")["verdict"]) == ["supported"]
+    for name, values in (("dkd", base), ("dkd+ikd", noise)):
+        cells.append(folders.changed(name, {}, values, pair="vgg13/vgg8"))
+    found = ablations.against(cells, asked, "last")
+    assert list(found["verdict"]) == ["undecided"] * 2 and "(Holm's p 0.0" in found.loc[0, "effect"]
+
+
+def test_against_nothing_has_its_columns():
+    none = ablations.against([], {("dkd+ikd", "dkd"): "the base?"}, "last")
+    assert none.empty and {"pair", "method", "other", "gain", "name", "question", "effect"} <= set(none)
 
 
 def test_the_gain_along_a_curve_is_paired_and_judged_at_each_value(folders):
@@ -213,70 +242,3 @@ def test_the_gain_along_a_curve_is_paired_and_judged_at_each_value(folders):
     assert sorted(found["p_holm"]) == pytest.approx([2 * first, max(2 * first, second)])
     none = ablations.gains(ablations.points([], KD_T), "test")
     assert none.empty and list(none) == list(found)
-
-
-# Pictures
-
-
-def words_of(figure) -> list[str]:
-    return [text.get_text() for axis in figure.axes for text in axis.texts]
-
-
-def test_a_curve_shows_mean_and_spread_of_each_value_and_the_papers_best(folders):
-    found = ablations.points(curve(folders), T)
-    figure = curves.setting_curve(found, T, ["test", "held_out"], "A title", {"dkd+ikd": 1.0})
-    drawn, empty = figure.axes
-    line, _, (bars,) = drawn.containers[0].lines
-    expected = [list(values.values()) for values in (LOW, OWN, HIGH)]
-    np.testing.assert_allclose(
-        line.get_xydata(), [(v, np.mean(x)) for v, x in zip((0.5, 1, 2), expected, strict=True)]
-    )
-    heights = [segment[1, 1] - segment[0, 1] for segment in bars.get_segments()]
-    np.testing.assert_allclose(heights, [2 * np.std(x, ddof=1) for x in expected])
-    assert "the paper's best for dkd+ikd: 1" in drawn.get_legend_handles_labels()[1]
-    assert words_of(figure) == ["not run"] and not empty.lines, "nothing was held out"
-    assert (drawn.get_title(), drawn.get_xlabel()) == (PAIR, ablations.AXES[T])
-
-
-def test_a_base_method_without_the_setting_is_a_level_across_the_curve(folders):
-    cells = curve(folders) + [folders.changed("dkd", {}, {1: 60.0, 2: 62.0})]
-    figure = curves.setting_curve(ablations.points(cells, T), T, ["test"], "A title")
-    (level,) = [line for line in figure.axes[0].lines if line.get_label() == "dkd"]
-    assert list(level.get_ydata()) == [61.0, 61.0] and level.get_linestyle() == "--"
-
-
-def test_a_curve_of_nothing_says_not_run():
-    figure = curves.setting_curve(ablations.points([], BATCH), BATCH, ["test"], "A title")
-    assert words_of(figure) == ["not run"] and figure.axes[0].get_title() == "no finished run"
-
-
-def test_a_forest_shows_each_interval_and_hollow_dots_without_one():
-    rows = pd.DataFrame({
-        "name": ["a", "b", "c"], "method": ["kd+ikd", "dkd", "kd"], "gain": [0.5, -0.2, None],
-        "gain_low": [0.1, None, None], "gain_high": [0.9, None, None], "gain_n": [3, 1, None],
-    })  # fmt: skip
-    axis = curves.forest(rows, "A title").axes[0]
-    _, interval, full, hollow = axis.lines
-    assert list(interval.get_xdata()) == [0.1, 0.9] and list(interval.get_ydata()) == [0, 0]
-    assert (full.get_xdata()[0], hollow.get_xdata()[0]) == (0.5, -0.2)
-    assert full.get_markerfacecolor() != "white" == hollow.get_markerfacecolor()
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"], "c was not run"
-    assert [text.get_text() for text in axis.texts] == ["+0.50 (n=3)", "-0.20 (n=1)"]
-
-
-# What the term pulls towards
-
-
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_targets_in_numbers(temperature):
-    means = np.random.default_rng(0).normal(size=(6, 6)) + 3 * np.eye(6)
-    found = targets.summary(means, temperature)
-    p = np.exp(means / temperature) / np.exp(means / temperature).sum(1, keepdims=True)
-    own, entropy = np.diag(p).mean(), stats.entropy(p, axis=1).mean()
-    other = (p - np.diag(np.diag(p))).max(1).mean()
-    np.testing.assert_allclose(found.loc["means"], (own, entropy, other), rtol=1e-9)
-    np.testing.assert_allclose(found.loc["permuted"], (own, entropy, other), rtol=1e-9)
-    np.testing.assert_allclose(found.loc["one hot"], (1, 0, 0), atol=1e-12)
-    smooth = found.loc["smoothed"]
-    assert smooth["entropy (nats)"] == pytest.approx(entropy)
-    assert smooth["largest other probability"] == pytest.approx((1 - smooth["probability of the class"]) / 5)

@@ -74,20 +74,15 @@ def test_a_teachers_training_is_no_students_cross_entropy(folders):
     assert found[1].spec.run_id != found[2].spec.run_id
 
 
-def test_cross_entropy_of_the_paper_protocol_serves_a_released_table_that_has_none(folders):
-    lent = [folders.finished("ce", seed, 69.0) for seed in (1, 2)]
-    more = [
-        folders.finished("ce", 1, 60.0, pair="vgg13/vgg8"),
-        folders.finished("ce", 0, 72.0, pair="-/resnet20"),
-    ]
+def test_no_table_borrows_cross_entropy_from_another_protocol(folders):
+    ours = [folders.finished("ce", seed, 69.0) for seed in (1, 2)]
     student = folders.finished("kd", 1, 70.0, protocol="released")
-    title = "cifar100, 3 epochs, fp32, released protocol"
-    assert cells_of([*lent, *more, student])[title] == {(PAIR, "ce"): [1, 2], (PAIR, "kd"): [1]}
-    own = folders.finished("ce", 1, 68.0, protocol="released")
-    assert own.spec.run_id != lent[0].spec.run_id
-    made, _ = collect.tables([*lent, *more, student, own])
-    (released,) = [table for table in made if table.protocol == "released"]
-    assert released.runs(PAIR, "ce") == (own,), "a cell holds the trials of one spec"
+    paper, released = (f"cifar100, 3 epochs, fp32, {name} protocol" for name in ("paper", "released"))
+    assert cells_of([*ours, student]) == {
+        paper: {("resnet20", "ce"): [1, 2]}, released: {(PAIR, "kd"): [1]},
+    }  # fmt: skip
+    own = folders.finished("ce", 3, 68.0, protocol="released")
+    assert cells_of([*ours, student, own])[released] == {(PAIR, "ce"): [3], (PAIR, "kd"): [1]}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+from ikdlib import files
 from ikdlib.reporting import collect, tables
 from ikdlib.studies import protocol
 
@@ -53,6 +54,49 @@ def edited_accuracy(run):
 
 def edited_best(run):
     edit(run.folder / "result.json", best={**run.result["best"], "top1": 99.0})
+
+
+def edited_top5(run):
+    edit(run.folder / "result.json", last={**run.result["last"], "top5": 99.0})
+
+
+def last_of_another_epoch(run):
+    edit(run.folder / "result.json", last={**run.result["last"], "epoch": 2})
+
+
+def best_of_the_last_epoch(run):
+    edit(run.folder / "result.json", best=run.result["last"])
+
+
+def unknown_status(run):
+    edit(run.folder / "result.json", status="paused")
+
+
+def no_teacher(run):
+    edit(run.folder / "result.json", teacher=None)
+
+
+def _resealed(run, text):
+    """Another history, with the digest that fits it."""
+    (run.folder / "history.csv").write_text(text)
+    digests = {**run.result["files_sha256"], "history.csv": files.sha256(run.folder / "history.csv")}
+    edit(run.folder / "result.json", files_sha256=digests)
+
+
+def history_of_another_run(run):
+    _resealed(run, run.history.assign(test_top1=[40.0, 71.0, 69.0]).to_csv(index=False))
+
+
+def history_without_its_last_row(run):
+    _resealed(run, run.history.iloc[:-1].to_csv(index=False))
+
+
+def history_without_rows(run):
+    _resealed(run, run.history.iloc[:0].to_csv(index=False))
+
+
+def history_without_accuracies(run):
+    _resealed(run, run.history[["epoch", "seconds"]].to_csv(index=False))
 
 
 def edited_logits(run):
@@ -105,7 +149,16 @@ DAMAGES = {
     later_format: "format version 2", later_result: "format version 2", no_format: "format version None",
     edited_history: "history.csv missing or edited", edited_spec: "a folder has the name of its run",
     edited_spec_that_changes_no_id: "spec.json missing or edited",
-    edited_accuracy: "its result.json states 99.0 % for epoch 3", edited_best: "states 99.0 % for epoch 2",
+    edited_accuracy: "its result.json states 99.0 % for the last epoch 3, its history.csv 70.0 % for 3",
+    edited_best: "states 99.0 % for the best epoch 2, its history.csv 71.0 % for 2",
+    edited_top5: "for the last epoch 3", last_of_another_epoch: "for the last epoch 2",
+    best_of_the_last_epoch: "states 70.0 % for the best epoch 3, its history.csv 71.0 % for 2",
+    unknown_status: "its result.json has a status 'paused'",
+    no_teacher: "does not fit its spec.json (teacher)",
+    history_of_another_run: "states 70.0 % for the last epoch 3, its history.csv 69.0 % for 3",
+    history_without_its_last_row: "states 70.0 % for the last epoch 3, its history.csv 71.0 % for 2",
+    history_without_rows: "its result.json is not as a run writes it",
+    history_without_accuracies: "its result.json is not as a run writes it",
     edited_logits: "test_logits.safetensors missing or edited", renamed: "has the name of its run",
     half_a_result: "result.json: cannot be read", result_without_scores: "result.json is not as a run writes",
     unknown_setting: "colour: no such setting", unknown_model: "unknown model 'resnet21'",
@@ -128,6 +181,22 @@ def test_a_folder_that_cannot_be_trusted_is_named_and_left_out(folders, damage, 
     found, (line,) = collect.collect([folders.root])
     assert found == sorted(whole, key=lambda run: run.spec.run_id)
     assert said in line and line.startswith((f"{run.spec.run_id}: ", "kd-of-monday: "))
+
+
+def test_a_teacher_that_no_teacherless_run_has_leaves_it_out(folders):
+    run = folders.finished("ce", 1, 70.0)
+    edit(run.folder / "result.json", teacher={"top1": 77.5, "top5": 95.0})
+    found, (line,) = collect.collect([folders.root])
+    assert found == [] and "does not fit its spec.json (teacher)" in line
+
+
+def test_of_epochs_that_are_equally_good_the_first_is_the_best(folders):
+    """Epochs 2 and 3 have 70 %: a trainer keeps the first."""
+    run = folders.finished("kd", 1, 70.0, best=70.0)
+    assert collect.collect([folders.root]) == ([run], [])
+    best_of_the_last_epoch(run)
+    found, (line,) = collect.collect([folders.root])
+    assert found == [] and "states 70.0 % for the best epoch 3, its history.csv 70.0 % for 2" in line
 
 
 def test_another_numerics_version_is_never_averaged_with_this_one(folders):
@@ -176,6 +245,15 @@ def test_the_demo_is_no_evidence_and_is_read_by_itself(folders, tmp_path):
     assert {run.spec.seed for run in found} == {2, 3}
     assert collect.everything(tmp_path / "results" / "demo")[0] == [made["demo"]]
     assert collect.everything(tmp_path / "nothing") == ([], [])
+
+
+def test_one_profiles_folder_is_read_by_itself_whatever_lies_below_it(folders, tmp_path):
+    own = type(folders)(tmp_path / "results" / "runs").finished("kd", 1, 70.0)
+    type(folders)(tmp_path / "results" / "short" / "runs").finished("kd", 2, 70.0)
+    assert collect.everything(tmp_path / "results") == ([own], [])
+    shutil.rmtree(tmp_path / "results" / "runs")
+    (tmp_path / "results" / "runs").write_text("a file is no folder")
+    assert [run.spec.seed for run in collect.everything(tmp_path / "results")[0]] == [2]
 
 
 def test_a_studys_cells_keep_what_may_be_counted(folders):

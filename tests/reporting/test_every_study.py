@@ -47,8 +47,8 @@ def curve_study(setting, series, value, symbol):
 
 
 def controls_study(cells) -> Built:
-    compared = ablations.against(cells, "dkd+ikd", questions("dkd+ikd"), "last")
-    said = [f"{row.name}: {row.effect or tables.NOT_RUN}" for row in compared.itertuples(index=False)]
+    compared = ablations.against(cells, questions("dkd+ikd"), "last")
+    said = [f"{row.name}: {row.effect}" for row in compared.itertuples(index=False)]
     table = tables.study_table(cells, protocol.published().head(0), "last")
     return Built(text_of(table), curves.forest(compared, "A title"), said)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
 from ikdlib.reporting import tables
-from ikdlib.reporting.statistics import pooled_difference
+from ikdlib.reporting.collect import by_seed
+from ikdlib.reporting.statistics import corrected, paired_difference, pooled_difference
 from ikdlib.studies import protocol
 
 NOBODY = protocol.published().head(0)
@@ -64,6 +67,79 @@ def test_more_cells_can_take_a_verdict_away(folders):
     assert alone.endswith(": supported") and ": undecided (Holm's p 0.0" in beside
 
 
+def test_cells_with_changed_settings_are_a_family_of_their_own(folders, cells):
+    """However many variants were run, they take no verdict from the methods as they are; nor the reverse."""
+    plain = tables.study_table(cells, NOBODY, "last").set_index(["pair", "method"])
+    values = {1: 71.2, 2: 71.1, 3: 71.6}
+    changed = [folders.changed("kd+ikd", {"ikd.temperature": t}, values) for t in (2.0, 3.0, 4.0)]
+    both = tables.study_table([*cells, *changed], NOBODY, "last").set_index(["pair", "method"])
+    pd.testing.assert_series_equal(both["p_holm"].loc[plain.index], plain["p_holm"])
+    assert both["verdict"].loc[plain.index].equals(plain["verdict"])
+    base = [70 + 0.3 * seed for seed in (1, 2, 3)]
+    p = stats.ttest_rel(list(values.values()), base).pvalue
+    those = both.loc[[(PAIRS[0], cell.method) for cell in changed]]
+    assert list(those["p_holm"]) == pytest.approx([3 * p] * 3)
+
+
+def test_over_one_pair_it_is_that_cells_own_gain_judged_among_all_cells(folders):
+    """Of kd two pairs are pooled; dkd's one pair is one of three tests, and nkd's one seed is none."""
+    made = pair_of_cells(folders, PAIRS[0], GAINS[0]) + pair_of_cells(folders, PAIRS[1], GAINS[1])
+    made += pair_of_cells(folders, PAIRS[0], [0.5, 0.95, 1.2, 0.25], "dkd")
+    made += pair_of_cells(folders, PAIRS[0], [0.3], "nkd")
+    rows = tables.pooled(made, "last").set_index("method")
+    ps = [stats.ttest_1samp(v, 0).pvalue for v in (GAINS[0], GAINS[1], [0.5, 0.95, 1.2, 0.25])]
+    assert ps[2] == max(ps) and rows.loc["dkd", "p"] == pytest.approx(ps[2])
+    first, second, third = sorted(ps)
+    assert rows.loc["dkd", "p_holm"] == pytest.approx(max(3 * first, 2 * second, third))
+    assert pd.isna(rows.loc["nkd", "p_holm"]) and pd.isna(rows.loc["kd", "p_holm"]), "kd is no single cell"
+    assert rows["pairs"].to_dict() == {"kd": 2, "dkd": 1, "nkd": 1}
+    table = tables.study_table(made, NOBODY, "last").set_index("method")
+    for name in ("dkd", "nkd"):
+        cell, over = table.loc[f"{name}+ikd"], rows.loc[name]
+        for column in ("gain", "gain_low", "gain_high", "gain_n", "p", "p_holm", "verdict", "seeds_needed"):
+            assert cell[column] == over[column] or (pd.isna(cell[column]) and pd.isna(over[column])), column
+
+
+@pytest.mark.parametrize(
+    "gains, verdict", [((0.5, 0.95, 1.2, 0.25), "undecided"), ((1, 1.1, 1.05), "supported")]
+)
+def test_one_pairs_pooled_verdict_goes_with_the_cells_beside_it(folders, gains, verdict):
+    few = pair_of_cells(folders, PAIRS[0], gains)
+    assert list(tables.pooled(few, "last")["verdict"]) == ["supported"]
+    more = pair_of_cells(folders, PAIRS[0], [0.5, -0.5, 0.2, -0.3], "dkd")
+    assert list(tables.pooled(few + more, "last")["verdict"]) == [verdict, "undecided"]
+
+
+def test_cross_entropy_is_pooled_over_no_more_than_one_pair(folders):
+    """Its runs are those of the student, the same beside every teacher."""
+    base, treated = (
+        folders.changed(name, {}, {1: 70.0 + more, 2: 70.3 + more, 3: 70.1 + 2 * more}, pair=PAIRS[0])
+        for name, more in (("ce", 0.0), ("ce+ikd", 0.4))
+    )
+    (row,) = tables.pooled([base, treated], "last").to_dict("records")
+    assert (row["method"], row["pairs"], row["gain_n"]) == ("ce", 1, 3)
+    other = "resnet110/resnet20"
+    twice = [base, treated, *(folders.cell(cell.method, *cell.runs, pair=other) for cell in (base, treated))]
+    assert tables.pooled(twice, "last").empty
+
+
+def test_a_row_makes_its_difference_again(cells, folders):
+    cells += pair_of_cells(folders, PAIRS[1], [0.5, -0.5, 0.2, -0.3], "dkd")
+    by_name = {(cell.pair, cell.method): by_seed(cell.runs, "last") for cell in cells}
+    table = tables.study_table(cells, NOBODY, "last")
+    found = {(row["pair"], row["method"]): tables.difference_of(row)
+             for _, row in table[table["gain"].notna()].iterrows()}  # fmt: skip
+    names = list(found)
+    expected = corrected([paired_difference(by_name[p, m], by_name[p, m[:-4]]) for p, m in names])
+    assert list(found.values()) == [replace(d, correlation=None) for d in expected] and len(found) == 5
+    assert [str(d) for d in found.values()] == [str(d) for d in expected]
+    over = tables.pooled(cells[:6] + cells[-2:], "last")
+    kd, dkd = (tables.difference_of(row) for row in over.to_dict("records"))
+    pairs = [(by_name[pair, "kd+ikd"], by_name[pair, "kd"]) for pair in PAIRS]
+    assert kd == pooled_difference(pairs)
+    assert dkd == replace(expected[names.index((PAIRS[1], "dkd+ikd"))], correlation=None)
+
+
 def test_the_pooled_gain_is_that_of_the_pairs_differences(cells):
     """That `pooled_difference` is a linear model's is test_pooling's to prove."""
     rows = tables.pooled(cells, "last").set_index("method")
@@ -82,7 +158,8 @@ def test_pooled_leaves_out_changed_settings_and_pairs_with_one_side(folders, cel
     other = folders.changed("kd+ikd", {"ikd.temperature": 2.0}, {1: 10.0, 2: 11.0})
     lonely = folders.changed("kd+ikd", {}, {1: 10.0, 2: 11.0}, pair="resnet32x4/resnet8x4")
     pd.testing.assert_frame_equal(tables.pooled([*cells, other, lonely], "last"), expected)
-    assert tables.pooled(cells[-2:], "last").empty and tables.pooled([], "last").empty
+    none = tables.pooled([], "last")
+    assert tables.pooled(cells[-2:], "last").empty and none.empty and list(none) == list(expected)
 
 
 def test_verdicts_begin_with_what_holds_over_the_pairs(cells):
@@ -124,8 +201,8 @@ def test_cells_link_their_runs_by_seed(folders, folders_at):
     ids = [run.spec.run_id for run in made[0].runs]
     ways = dict(zip(ids, ("short/runs", "paper/runs"), strict=True))
     table = tables.study_table(made, NOBODY, "last")
-    shown = tables.readable(table, "last", ways if folders_at == "by id" else folders_at)["runs"]
+    shown = tables.readable(table, "last", ways if folders_at == "by id" else folders_at)["seeds"]
     roots = list(ways.values()) if folders_at == "by id" else [folders_at] * 2
     ids = [run_id.replace("+", "%2B") for run_id in ids]
-    assert shown[0] == f"[seed 1]({roots[0]}/{ids[0]}/) [seed 12]({roots[1]}/{ids[1]}/)" and shown[1] == ""
-    assert "runs" not in tables.readable(table, "last")
+    assert shown[0] == f"[1]({roots[0]}/{ids[0]}/) [12]({roots[1]}/{ids[1]}/)" and shown[1] == ""
+    assert not {"runs", "seeds"} & set(tables.readable(table, "last"))

@@ -7,9 +7,12 @@ import random
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
+from ikdlib.errors import IkdError
 from ikdlib.reporting import collect, report, tables
 from ikdlib.studies import protocol
+from ikdlib.studies.profiles import LOGIT_METHODS
 from ikdlib.studies.variants import RATE
 
 PAIR = "resnet56/resnet20"
@@ -28,39 +31,63 @@ def table_of(found):
     return table
 
 
+def rows_of(table) -> pd.DataFrame:
+    return tables.study_table(report.cells_of(table), protocol.published().head(0), table.primary)
+
+
+def plus(scores, *more):
+    return {seed: value + d for (seed, value), d in zip(scores.items(), more, strict=True)}
+
+
 def labels(cells) -> list[str]:
     return [cell.method for cell in cells]
 
 
-def test_the_papers_table_has_all_nine_methods_of_each_of_its_pairs(folders):
+def test_the_papers_table_has_all_nine_methods_of_each_of_its_pairs_then_the_changed_ones(folders):
     found = [*runs(folders, "kd", KD), *runs(folders, "kd+ikd", KD_IKD), folders.unfinished("dkd", 1)]
     found += runs(folders, "kd+ikd", KD, {T: 2.0})
     found += [folders.finished("ce", 0, 72.0, pair="-/resnet56")]
-    cells = report.main_cells(table_of(found))
-    assert labels(cells) == list(report.METHODS) and {cell.pair for cell in cells} == {PAIR}
-    shown = tables.readable(tables.study_table(cells, protocol.published().head(0), "last"), "last")
-    assert list(shown["top-1 % (last epoch)"].str[-5:]) == ["t run", "(n=3)", "(n=3)"] + ["t run"] * 6
+    cells = report.cells_of(table_of(found))
+    assert labels(cells) == [*LOGIT_METHODS, "kd+ikd, T 2"] and {cell.pair for cell in cells} == {PAIR}
+    shown = tables.readable(rows_of(table_of(found)), "last")
+    ends = ["t run", "(n=3)", "(n=3)"] + ["t run"] * 6 + ["(n=3)"]
+    assert list(shown["top-1 % (last epoch)"].str[-5:]) == ends
+    assert collect.TEACHER in labels(table_of(found).cells), "a teacher is no method"
 
 
 def test_another_pair_run_with_one_method_alone_is_not_filled_up(folders):
     found = runs(folders, "kd", KD, pair="resnet32/resnet20")
-    assert labels(report.main_cells(table_of(found))) == ["kd"]
+    assert labels(report.cells_of(table_of(found))) == ["kd"]
     more = runs(folders, "kd+ikd", KD, pair="resnet32/resnet20")
-    assert labels(report.main_cells(table_of(found + more))) == list(report.METHODS)
-    assert report.main_cells(table_of(runs(folders, "kd", KD, {KD_T: 2.0}))) == []
+    assert labels(report.cells_of(table_of(found + more))) == list(LOGIT_METHODS)
+    assert labels(report.cells_of(table_of(runs(folders, "kd", KD, {KD_T: 2.0})))) == ["kd, KD T 2"]
 
 
-def test_cells_with_changed_settings_stand_behind_what_they_are_compared_with(folders):
+def test_rows_with_changed_settings_stand_behind_what_they_are_compared_with(folders):
     found = [*runs(folders, "kd", KD), *runs(folders, "kd+ikd", KD_IKD), *runs(folders, "dkd", KD)]
-    assert report.variant_cells(table_of(found)) == []
+    found += runs(folders, "dkd", KD, pair="vgg13/vgg8") + runs(folders, "kd+ikd", KD, pair="vgg13/vgg8")
+    assert report.changed(rows_of(table_of(found))).empty
     found += runs(folders, "kd+ikd", KD_IKD, {T: 2.0}) + runs(folders, "kd+ikd", KD, {BATCH: 128, RATE: 2.0})
     found += [folders.finished("ce", 0, 72.0, pair="-/resnet56")]
-    cells = report.variant_cells(table_of(found))
-    assert labels(cells) == ["kd", "kd+ikd", "kd+ikd, T 2", "kd+ikd, batch 128"]
-    table = tables.study_table(cells, protocol.published().head(0), "last").set_index("method")
-    assert list(table["verdict"].dropna().index) == ["kd+ikd", "kd+ikd, T 2"]
-    more = runs(folders, "kd", KD, {BATCH: 128, RATE: 2.0})
-    assert "kd, batch 128" in labels(report.variant_cells(table_of(found + more)))
+    every = rows_of(table_of(found))
+    rows = report.changed(every)
+    assert list(rows["method"]) == ["kd", "kd+ikd", "kd+ikd, T 2", "kd+ikd, batch 128"]
+    assert set(rows["pair"]) == {PAIR} and rows.equals(every.loc[rows.index]), "the table's own rows"
+    assert list(rows.set_index("method")["verdict"].dropna().index) == ["kd+ikd", "kd+ikd, T 2"]
+    found += runs(folders, "kd", KD, {BATCH: 128, RATE: 2.0})
+    assert "kd, batch 128" in list(report.changed(rows_of(table_of(found)))["method"])
+
+
+def test_every_run_of_a_table_is_counted_once_and_no_other(folders):
+    """Cross-entropy stands beside two teachers; a run of another teacher file stands in no table."""
+    found = [*runs(folders, "kd", KD), *runs(folders, "ce", KD), folders.diverged("kd", 4)]
+    found += [folders.unfinished("kd", 5), folders.finished("kd", 1, 70.0, pair="resnet110/resnet20")]
+    found += runs(folders, "kd", KD, epochs=6)
+    other = folders.finished("kd", 9, 70.0, teacher_sha256="2" * 64)
+    made, left_out = collect.tables([*found, other])
+    assert len(left_out) == 1
+    assert report.counted(made) == sorted(found, key=lambda run: run.spec.run_id)
+    assert report.counted([]) == []
 
 
 def test_the_headline_is_each_tables_pooled_gain(folders):
@@ -81,6 +108,20 @@ def test_the_headline_is_each_tables_pooled_gain(folders):
     assert second.endswith("**-1.00** points, n=1: undecided")
 
 
+@pytest.mark.parametrize("what", ["nothing", "an empty folder", "profiles without runs", "the demo alone"])
+def test_without_any_run_no_report_is_written(folders, tmp_path, what):
+    results = tmp_path / "results"
+    if what != "nothing":
+        results.mkdir()
+    if what == "profiles without runs":
+        (results / "short" / "runs").mkdir(parents=True)
+    if what == "the demo alone":
+        type(folders)(results / "demo" / "runs").finished("kd", 1, 70.0)
+    with pytest.raises(IkdError, match="no run in .*results; `make demo`"):
+        report.write(results)
+    assert not (results / "report.html").exists()
+
+
 def test_one_changed_result_flips_the_headline(folders):
     found = [*runs(folders, "kd", KD), *runs(folders, "kd+ikd", KD_IKD)]
     said = [report.headline_words(report.headline([table_of(found)]))]
@@ -96,6 +137,8 @@ def test_nothing_run_is_said(folders):
     table = table_of([folders.unfinished("kd", 1), folders.diverged("kd+ikd", 1)])
     assert report.headline([table]).empty and list(report.curves_of(table)) == []
     assert list(report.controls_of(table)) == [] and report.behaviours([table]).empty
+    columns = "table", "pair", "method", "seed", "measure", "unit", "paper", "base", "+ikd", "difference"
+    assert tuple(report.behaviours([])) == tuple(report.behaviours([table])) == columns
 
 
 def test_the_overview_counts_runs_and_hours(folders):
@@ -108,6 +151,17 @@ def test_the_overview_counts_runs_and_hours(folders):
     assert rows["hours"].to_dict() == {
         (3, "finished"): 3.0, (3, "diverged"): 0.0, (3, "unfinished"): 0.0, (6, "finished"): 1.5,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [None, "{}", '{"seconds": {}}', "{", "[]", '{"seconds": null}'])
+def test_the_overview_counts_runs_whose_provenance_is_not_there_or_says_no_hours(folders, text):
+    found = runs(folders, "kd", KD)
+    if text:
+        for run in found:
+            (run.folder / "provenance.json").write_text(text)
+    found += [folders.finished("dkd", 1, 70.0, hours=2.0, epochs=6)]
+    rows = report.overview(found).set_index("epochs")
+    assert rows["runs"].to_dict() == {3: 3, 6: 1} and rows.loc[6, "hours"] == 2.0
 
 
 def test_teachers_are_named_once_with_their_students(folders):
@@ -151,6 +205,21 @@ def test_controls_stand_beside_their_method(folders):
     ((method, compared),) = report.controls_of(table_of(found))
     assert method == "dkd+ikd" and list(compared["other"]) == ["dkd", "dkd+ikd, towards one hot"]
     assert set(compared["verdict"]) == {"supported"}
+    assert report.nothing(compared[["name", "question", "effect"]]).count("\n") == 3
+    found += runs(folders, "ce", KD) + runs(folders, "ce+ikd", plus(KD, 0.8, 0.9, 0.75))
+    ((_, compared),) = report.controls_of(table_of(found))
+    asked = dict(
+        zip(zip(compared["method"], compared["other"], strict=True), compared["question"], strict=True)
+    )
+    assert list(asked) == [
+        ("dkd+ikd", "dkd"),
+        ("ce+ikd", "ce"),
+        ("dkd+ikd", "dkd+ikd, towards one hot"),
+    ]
+    assert "work alone" in asked["ce+ikd", "ce"]
+    ps = [stats.ttest_rel(list(KD_IKD.values()), list(KD.values())).pvalue] * 2
+    ps += [stats.ttest_1samp([0.8, 0.9, 0.75], 0).pvalue]
+    assert compared["p_holm"].min() == pytest.approx(3 * min(ps)), "all of them are one family"
 
 
 def test_behaviour_is_of_the_lowest_seed_that_both_kept(folders):
@@ -172,5 +241,6 @@ def test_the_order_of_runs_changes_nothing(folders):
     one, other = table_of(found), table_of(turned)
     pd.testing.assert_frame_equal(report.headline([one]), report.headline([other]))
     pd.testing.assert_frame_equal(report.overview(found), report.overview(turned))
-    assert report.main_cells(one) == report.main_cells(other)
-    assert report.variant_cells(one) == report.variant_cells(other)
+    assert report.cells_of(one) == report.cells_of(other)
+    pd.testing.assert_frame_equal(report.changed(rows_of(one)), report.changed(rows_of(other)))
+    assert report.counted([one]) == report.counted([other])

@@ -160,6 +160,15 @@ def test_verdicts_are_sentences(cells):
     assert said.startswith("resnet56/resnet20: kd+ikd minus kd: +0.79") and "supported" in said
 
 
+def test_a_table_of_no_cell_has_its_columns(cells):
+    none, some = (tables.study_table(made, NOBODY, "last") for made in ([], cells[2:]))
+    assert none.empty and {"pair", "method", "n", "last_top1", "runs", "published"} <= set(none) <= set(some)
+    assert list(tables.readable(none, "last")) == list(tables.readable(some, "last"))
+    assert tables.verdicts(none) == tables.verdicts(some) == [
+        "not run: no pair has finished runs both with and without the IKD term"
+    ]  # fmt: skip
+
+
 # Published numbers
 
 
@@ -171,7 +180,8 @@ def test_published_only_where_there_is_a_source(cells):
     assert (table["published"].notna() == table["source"].notna()).all()
     assert pd.isna(row(table, "kd+ikd")["published"]) and pd.isna(row(table, "nkd")["published"])
     shown = tables.readable(table, "last")
-    assert row(shown, "kd")["published"] == "70.66 (last)"
+    named = "70.66 (last; teacher 72.34; HobbitLong/RepDistiller@b84f547 README.md)"
+    assert row(shown, "kd")["published"] == named
     assert row(shown, "kd+ikd")["published"] == row(shown, "nkd")["published"] == ""
 
 

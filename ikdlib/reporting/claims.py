@@ -186,7 +186,8 @@ def known_claims() -> list[Claim]:
         Claim("3", "The term mends the confidence that a large KD temperature takes.", term_mends_confidence),
         Claim("4", "Distillation within a batch suffers from the label imbalance of a random batch.",
               not_studied),
-        Claim("4", "It suffers from the batch size; class means over an epoch do not.", helps_small_batches),
+        Claim("4", "Distillation within a batch suffers from its size; class means over an epoch do not.",
+              helps_small_batches),
     ]  # fmt: skip
 
 

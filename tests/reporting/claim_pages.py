@@ -17,7 +17,7 @@ CONFUSED = "Similar samples are less confused."
 LOWERS = "A large KD temperature lowers the confidence of the target category."
 MENDS = "The term mends the confidence that a large KD temperature takes."
 IMBALANCE = "Distillation within a batch suffers from the label imbalance of a random batch."
-BATCHES = "It suffers from the batch size; class means over an epoch do not."
+BATCHES = "Distillation within a batch suffers from its size; class means over an epoch do not."
 
 
 def page(found, **more) -> pd.DataFrame:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -13,12 +15,14 @@ import browser
 import sample_notebook
 
 from ikdlib.reporting.page import write_page
+from ikdlib.reporting.report import write as write_report
 
 pytestmark = [
     pytest.mark.chromium,
     pytest.mark.skipif(browser.EXECUTABLE is None, reason="no chromium here (Debian: apt install chromium)"),
 ]
 
+RESULTS = Path(__file__).parents[2] / "results"
 WIDTHS = (1280, 400)
 TEXT_WIDTH = """
     document.body.innerHTML = "<span>text</span>";
@@ -40,6 +44,14 @@ FACTS = """({
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     return write_page(sample_notebook.write(folder / "executed.ipynb"), folder / "report.html", "Report")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The report of the runs that this repository keeps."""
+    results = tmp_path_factory.mktemp("project") / "results"
+    shutil.copytree(RESULTS / "short" / "runs", results / "short" / "runs")
+    return write_report(results)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +88,16 @@ def test_tables_and_pictures_are_there_and_nothing_is_asked_for(chromium, page, 
     facts = chromium.evaluate(FACTS)
     assert facts["tables"] == sample_notebook.TABLES and min(facts["rows"]) > 20
     assert facts["pictures"] == [[400, 250], [900, 300]]
+    assert asked_for(chromium) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_report_has_its_tables_and_pictures_and_fits(chromium, report, width):
+    """Tables: overview, methods, behaviour, teachers, card, at least. Pictures: headline and dots."""
+    chromium.open(report, width, policy=False)
+    facts = chromium.evaluate(FACTS)
+    assert facts["tables"] >= 5 and min(facts["rows"]) > 20 and facts["width"] <= width
+    assert len(facts["pictures"]) >= 2 and min(min(size) for size in facts["pictures"]) > 100
     assert asked_for(chromium) == []
 
 

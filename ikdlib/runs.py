@@ -119,6 +119,15 @@ class Run:
         (self.folder / "progress.json").unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table: the trials of one spec. ``method`` is its name with whatever is changed in it."""
+
+    pair: str
+    method: str
+    runs: tuple[Run, ...]
+
+
 def read(folder: Path) -> Run:
     """The run in a folder; raises `IkdError` where there is none, or one of a later format."""
     content = _read_json(folder / "spec.json")

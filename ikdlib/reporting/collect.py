@@ -13,7 +13,7 @@ from typing import Any
 
 from ikdlib import runs
 from ikdlib.errors import IkdError
-from ikdlib.runs import Run
+from ikdlib.runs import Cell, Run
 from ikdlib.spec import NUMERICS_VERSION
 from ikdlib.studies import protocol
 from ikdlib.studies.variants import variant_of
@@ -23,15 +23,6 @@ TEACHER = "teacher"
 
 
 _OF_A_RUN = ("spec.json", "result.json")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The trials of one spec: ``method`` is the label of its `Variant`."""
-
-    pair: str
-    method: str
-    runs: tuple[Run, ...]
 
 
 @dataclass(frozen=True)

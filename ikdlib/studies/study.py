@@ -7,7 +7,6 @@ that papermill can pass it; it is validated as a whole before anything trains.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,7 @@ from typing import Literal
 from ikdlib import data
 from ikdlib.data import DataSet
 from ikdlib.errors import IkdError
-from ikdlib.runs import Run
+from ikdlib.runs import Cell
 from ikdlib.spec import MethodSpec, Recipe, RunSpec, Settings, setting
 from ikdlib.studies import protocol, teachers
 from ikdlib.studies.profiles import Profile, profile
@@ -39,15 +38,6 @@ class StudySettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = setting("auto")
     results: str = setting("results")
     jobs: int = setting(0, ge=0, description="runs at once; 0 or auto chooses")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a table: the trials of one pair and method."""
-
-    pair: str
-    method: str
-    runs: tuple[Run, ...]
 
 
 class Study:

@@ -76,7 +76,7 @@ def collect(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
     found: dict[str, list[Run]] = {}
     left_out: list[str] = []
     for root in roots:
-        for folder in sorted({path.parent for name in _OF_A_RUN for path in root.glob(f"*/{name}")}):
+        for folder in folders(root):
             try:
                 run = runs.read(folder)
                 reason = fault(run, folder)
@@ -97,11 +97,21 @@ def collect(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
     return sorted(kept, key=lambda run: run.spec.run_id), left_out
 
 
+def folders(root: Path) -> list[Path]:
+    """Every folder below ``root`` that holds something of a run, in the order of their names."""
+    return sorted({path.parent for name in _OF_A_RUN for path in root.glob(f"*/{name}")})
+
+
 def everything(results: Path) -> tuple[list[Run], list[str]]:
     """`collect` over a results folder's profiles, the demo's not among them; or over one profile's folder."""
+    return collect(roots(results))
+
+
+def roots(results: Path) -> list[Path]:
+    """The folders of run folders that `everything` reads."""
     if (results / "runs").is_dir():
-        return collect([results / "runs"])
-    return collect(sorted(path for path in results.glob("*/runs") if path.parent.name != "demo"))
+        return [results / "runs"]
+    return sorted(path for path in results.glob("*/runs") if path.parent.name != "demo")
 
 
 def fault(run: Run, folder: Path) -> str | None:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ikdlib.errors import IkdError
 from ikdlib.reporting import ablations, behaviour, kept
-from ikdlib.reporting.collect import TEACHER, Cell, Table, everything
+from ikdlib.reporting.collect import TEACHER, Cell, Table, folders, roots
 from ikdlib.reporting.tables import NOT_RUN, pooled
 from ikdlib.runs import Run
 from ikdlib.studies import protocol
@@ -32,8 +32,7 @@ def write(results: Path) -> Path:
     from ikdlib.reporting.page import write_page
     from ikdlib.studies.notebook import execute
 
-    found, left_out = everything(results)
-    if not found and not left_out:
+    if not any(folders(root) for root in roots(results)):
         raise IkdError(f"results: no run in {results}; `make demo` or `make reproduce-cifar` makes some")
     with TemporaryDirectory() as folder:
         output = Path(folder) / "90_report.ipynb"
@@ -147,10 +146,9 @@ def behaviours(tables: Iterable[Table]) -> pd.DataFrame:
     for table in tables:
         for pair in table.pairs:
             for method in WITH_TERM:
-                sides = [_with_logits(table.runs(pair, name)) for name in (base_of(method), method)]
+                sides = [_predictions(table.runs(pair, name)) for name in (base_of(method), method)]
                 for seed in sorted(set(sides[0]) & set(sides[1]))[:1]:
-                    base, treated = (kept.predictions(side[seed]) for side in sides)
-                    measured = behaviour.summary(base, treated)
+                    measured = behaviour.summary(*(side[seed] for side in sides))
                     where = {"table": table.title, "pair": pair, "method": method, "seed": seed}
                     rows += [{**where, **row} for row in measured.to_dict("records")]
     columns = ("table", "pair", "method", "seed", "measure", "unit", "paper", "base", "+ikd", "difference")
@@ -195,12 +193,12 @@ def _hours(run: Run) -> float:
         return float("nan")  # not recorded
 
 
-def _with_logits(runs: Iterable[Run]) -> dict[int, Run]:
+def _predictions(runs: Iterable[Run]) -> dict[int, kept.Predictions]:
+    """Seed to the predictions of each run that kept its logits."""
     found = {}
     for run in runs:
         try:
-            kept.kept_logits(run)
+            found[run.spec.seed] = kept.predictions(run)
         except IkdError:
             continue
-        found[run.spec.seed] = run
     return found

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ikdlib import __main__
+from ikdlib.commands import options as options_of
 from ikdlib.errors import IkdError
 from ikdlib.reporting import tables  # noqa: F401  (what the table commands need is importable)
 from ikdlib.studies import plan
@@ -66,7 +67,7 @@ def check_arguments(words: list[str]) -> None:
     """The arguments parse, and the studies can be made of them (that is: every name in them is known)."""
     options = __main__._parser().parse_args(words)
     if hasattr(options, "profile"):
-        values = __main__._study_settings(options).updated(device="auto")
+        values = options_of.study_settings(options).updated(device="auto")
         Study(values)
         if hasattr(options, "only"):
             plan.ablation_studies(values, options.only)

@@ -20,12 +20,20 @@ JOBS ?= auto
 DRY ?=
 ONLY ?=
 HOLDOUT ?=
+# A Dask cluster instead of this machine; WATCH=1: look on from a second terminal.
+SCHEDULER ?=
+WATCH ?=
+# What sweep takes besides.
+NB ?=
+GRID ?=
+NAME ?=
 CHOSEN = --profile "$(PROFILE)" --pairs "$(PAIRS)" --methods "$(METHODS)" --seeds "$(SEEDS)" \
 	--epochs "$(EPOCHS)" --precision "$(PRECISION)" --protocol "$(PROTOCOL)" --data "$(DATA)" \
 	--teachers "$(TEACHERS)" --device "$(DEVICE)" --results "$(RESULTS)" --jobs "$(JOBS)"
+WHERE = --scheduler "$(SCHEDULER)" $(if $(filter-out 0,$(WATCH)),--watch) $(if $(filter-out 0,$(DRY)),--dry)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce-cifar teachers ablations report data lab test bench equivalence lint clean
+.PHONY: help demo reproduce-cifar teachers ablations sweep report data lab test test-all bench equivalence evidence lint clean
 
 ## List the targets
 help:
@@ -38,15 +46,20 @@ demo: $(VENV)/ready
 
 ## CIFAR-100 tables of the thirteen pairs: PROFILE=paper|short PAIRS= METHODS= SEEDS= EPOCHS= DRY=1 ...
 reproduce-cifar: $(VENV)/ready
-	$(RUN) -m ikdlib table $(CHOSEN) $(if $(filter-out 0,$(DRY)),--dry)
+	$(RUN) -m ikdlib table $(CHOSEN) $(WHERE)
 
 ## Train the teachers that are not there: PROFILE= PAIRS= EPOCHS= DRY=1 ...
 teachers: $(VENV)/ready
-	$(RUN) -m ikdlib teachers $(CHOSEN) $(if $(filter-out 0,$(DRY)),--dry)
+	$(RUN) -m ikdlib teachers $(CHOSEN) $(WHERE)
 
 ## The ablations, notebooks 30 to 33: ONLY=30,31 PAIRS= METHODS= SEEDS= DRY=1 ...
 ablations: $(VENV)/ready
-	$(RUN) -m ikdlib ablations --only "$(ONLY)" --holdout "$(HOLDOUT)" $(CHOSEN) $(if $(filter-out 0,$(DRY)),--dry)
+	$(RUN) -m ikdlib ablations --only "$(ONLY)" --holdout "$(HOLDOUT)" $(CHOSEN) $(WHERE)
+
+## Any notebook over a grid of its parameters: NB= GRID= NAME= SCHEDULER= WATCH=1 DRY=1 ...
+sweep: $(VENV)/ready
+	$(RUN) -m ikdlib sweep --notebook "$(NB)" --grid "$(GRID)" --name "$(NAME)" --data "$(DATA)" \
+		--teachers "$(TEACHERS)" --device "$(DEVICE)" --results "$(RESULTS)" --jobs "$(JOBS)" $(WHERE)
 
 ## One page of everything that was measured: results/report.html (trains nothing)
 report: $(VENV)/ready
@@ -62,7 +75,11 @@ lab: $(VENV)/ready
 
 ## Run the tests
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(or $(TEST_JOBS),2) --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(or $(TEST_JOBS),2) --dist loadfile -m "not long and not slurm"
+
+## The tests, and those that take long: 200 cells, a real one-node Slurm (installs it: as root, on Debian)
+test-all: $(VENV)/ready
+	bash tests/all.sh $(RUN)
 
 ## The published kind of loop against ours, as ratios; how cost grows; where time goes: PAIRS= DEVICE=
 bench: $(VENV)/ready
@@ -73,6 +90,11 @@ bench: $(VENV)/ready
 ## Sixteen paired runs in bf16 and fp32, and whether they are equivalent: DATA= JOBS= (resumes)
 equivalence: $(VENV)/ready
 	$(RUN) -m ikdlib equivalence --data "$(DATA)" --device "$(DEVICE)" --results "$(RESULTS)" --jobs "$(JOBS)" $(if $(filter-out 0,$(DRY)),--dry)
+
+## The project's own list of CIFAR-100 runs, in order: TEACHERS= DATA= FIRST= JOBS= DEVICE= DRY=1 (resumes)
+evidence: $(VENV)/ready
+	$(RUN) -m ikdlib evidence --data "$(DATA)" --teachers "$(TEACHERS)" --device "$(DEVICE)" --results "$(RESULTS)" \
+		--jobs "$(JOBS)" --first "$(or $(FIRST),0)" $(if $(filter-out 0,$(DRY)),--dry)
 
 ## Check style, in notebooks too
 lint: $(VENV)/ready

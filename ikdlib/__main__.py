@@ -11,7 +11,7 @@ import sys
 import warnings
 from typing import Any, NoReturn
 
-from ikdlib.commands import machine, study
+from ikdlib.commands import evidence, machine, study, sweep
 from ikdlib.errors import WARNING, IkdError
 
 
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m ikdlib", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (study, machine):
+    for group in (study, sweep, machine, evidence):
         group.add(commands)
     return parser
 

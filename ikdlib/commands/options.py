@@ -9,7 +9,7 @@ from ikdlib.errors import IkdError
 
 def study_options(parser: argparse.ArgumentParser, dry: bool = False) -> None:
     """One option for each of `StudySettings`, as text; an empty one stands for the profile's choice."""
-    from ikdlib.studies.study import StudySettings
+    from ikdlib.studies.settings import StudySettings
 
     for name, field in StudySettings.model_fields.items():
         shown = {"default": str(field.default), "help": field.description}
@@ -26,7 +26,7 @@ def study_settings(options: argparse.Namespace):
     Raises:
         IkdError: a value that is none.
     """
-    from ikdlib.studies.study import StudySettings
+    from ikdlib.studies.settings import StudySettings
 
     values = {}
     for name, field in StudySettings.model_fields.items():
@@ -39,6 +39,13 @@ def study_settings(options: argparse.Namespace):
         else:
             values[name] = text or field.default
     return StudySettings(**values)
+
+
+def engine_options(parser: argparse.ArgumentParser) -> None:
+    """Where cells run, and how another terminal looks on."""
+    where = "of a Dask cluster: tcp://HOST:PORT or a scheduler file"
+    parser.add_argument("--scheduler", default="", metavar="SCHEDULER", help=where)
+    parser.add_argument("--watch", action="store_true", help="show what the same command does elsewhere")
 
 
 def say(text: str) -> None:

@@ -6,9 +6,13 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ikdlib.commands.options import say, study_options, study_settings
+from ikdlib.commands.options import engine_options, say, study_options, study_settings
 from ikdlib.errors import IkdError
+
+if TYPE_CHECKING:
+    from ikdlib.studies.settings import StudySettings
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -19,13 +23,16 @@ def add(commands: argparse._SubParsersAction) -> None:
     train.set_defaults(run=_train)
     table = commands.add_parser("table", help="the runs of a table, and the table, through its notebook")
     study_options(table, dry=True)
+    engine_options(table)
     table.set_defaults(run=_table)
     ablations = commands.add_parser("ablations", help="notebooks 30 to 33: the paper's ablations, and more")
     ablations.add_argument("--only", default="", help="numbers of notebooks, like 30,31")
     study_options(ablations, dry=True)
+    engine_options(ablations)
     ablations.set_defaults(run=_ablations)
     teachers = commands.add_parser("teachers", help="train the teachers that are not there")
     study_options(teachers, dry=True)
+    engine_options(teachers)
     teachers.set_defaults(run=_teachers)
     report = commands.add_parser("report", help="report.html from the run folders; trains nothing")
     report.add_argument("--results", default="results", metavar="RESULTS")
@@ -43,14 +50,16 @@ def _train(options: argparse.Namespace) -> int:
     if options.job:
         text = sys.stdin.read() if options.job == "-" else _read(options.job)
         return execute(Job.from_json(text), Stop(orphan_stops=True), say)
-    from ikdlib.studies.pool import CHILD_ENVIRONMENT
+    from ikdlib.studies import children
     from ikdlib.studies.study import Study
 
-    if not set(CHILD_ENVIRONMENT) <= set(os.environ):  # read by the C library at its start: start once more
+    if not set(children.ENVIRONMENT) <= set(
+        os.environ
+    ):  # read by the C library at its start: start once more
         os.execvpe(
             sys.executable,
             [sys.executable, "-m", "ikdlib", *sys.argv[1:]],
-            {**CHILD_ENVIRONMENT, **os.environ},
+            {**children.ENVIRONMENT, **os.environ},
         )
     study = Study(study_settings(options))
     stop = Stop()
@@ -70,8 +79,10 @@ def _table(options: argparse.Namespace) -> int:
     settings = study_settings(options)
     if options.dry:
         print(plan.dry_run(plan.studies(settings).values()))
+    elif options.watch:
+        _watch(settings)
     else:
-        _show(reproduce.reproduce(settings))
+        _show(reproduce.reproduce(settings, options.scheduler))
     return 0
 
 
@@ -82,19 +93,25 @@ def _ablations(options: argparse.Namespace) -> int:
     if options.dry:
         found = plan.ablation_studies(settings, options.only).values()
         print(plan.dry_run(study for studies in found for study in studies))
+    elif options.watch:
+        _watch(settings)
     else:
-        _show(reproduce.ablate(settings, options.only))
+        _show(reproduce.ablate(settings, options.only, options.scheduler))
     return 0
 
 
 def _teachers(options: argparse.Namespace) -> int:
     from ikdlib.studies import plan, reproduce
 
-    study = plan.teacher_study(study_settings(options))
-    if options.dry:
-        print(plan.dry_run([study], students=False))
+    settings = study_settings(options)
+    if options.watch:
+        _watch(settings)
         return 0
-    reproduce.train_teachers([study])
+    if options.dry:
+        print(plan.dry_run([plan.teacher_study(settings)], students=False))
+        return 0
+    study = plan.teacher_study(reproduce.placed(settings, options.scheduler))
+    reproduce.train_teachers([study], options.scheduler)
     for architecture in study.architectures:
         print(f"{architecture}: {study.teacher(architecture).path}")
     return 0
@@ -105,6 +122,12 @@ def _report(options: argparse.Namespace) -> int:
 
     print(write(Path(options.results)))
     return 0
+
+
+def _watch(settings: StudySettings) -> None:
+    from ikdlib.studies.display import watch
+
+    watch(Path(settings.results) / settings.profile / "notebooks")
 
 
 def _show(tables: list[Path]) -> None:

@@ -6,23 +6,43 @@ it is killed; so names are checked before, and the executed copy gets its name w
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
+import math
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ikdlib
 from ikdlib import files
 from ikdlib.errors import IkdError
 from ikdlib.spec import known
+from ikdlib.studies import kernel
 
-# A kernel of our own making: the user's start-up files stay out of a reproduction, and only errors speak.
-KERNEL_CONFIG = "c.IPKernelApp.log_level = 40\n"
 SOURCES = Path(ikdlib.__file__).parent.parent / "notebooks"
+LARGEST = 1_000_000
+"""Bytes of an executed notebook; what is over it is cut from the longest outputs."""
+KEPT_OF_AN_OUTPUT = 10_000
+"""Characters kept of a text that is cut, half of its beginning and half of its end."""
+
+
+@dataclass(eq=False)
+class Failure(Exception):
+    """A cell of a notebook raised an error, or its kernel died.
+
+    Attributes:
+        kind: name of the error's class, like ``ZeroDivisionError``; ``DeadKernelError``.
+        text: what it said, in one line.
+        copy: the notebook as far as it came, with the traceback.
+    """
+
+    kind: str
+    text: str
+    copy: Path
 
 
 def enter_project() -> None:
@@ -34,20 +54,51 @@ def enter_project() -> None:
         os.chdir(SOURCES.parent)
 
 
+def source_of(name: str) -> Path:
+    """One of the project's notebooks; raises `IkdError` where there is none of this name."""
+    source = SOURCES / f"{name}.ipynb"
+    if not source.exists():
+        raise IkdError(f"notebooks: there is no {source.name}; run this from a checkout of the project")
+    return source
+
+
+def read(source: Path) -> dict[str, Any]:
+    """A notebook's content; raises `IkdError` where there is none, or none in Python."""
+    try:
+        content = json.loads(source.read_text())
+        metadata = [cell["metadata"] for cell in content["cells"]]
+        language = content["metadata"].get("kernelspec", {}).get("language", "python")
+    except OSError as error:
+        raise IkdError(f"{source}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise IkdError(f"{source}: no notebook of format 4") from None
+    if language != "python" or not all(isinstance(each, dict) for each in metadata):
+        raise IkdError(f"{source}: its language is {language}; parameters are read from Python notebooks")
+    return content
+
+
 def parameters_of(source: Path) -> dict[str, Any]:
     """Names and defaults in a notebook's ``parameters`` cell."""
-    import ast
-
-    cells = json.loads(source.read_text())["cells"]
-    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    tagged = [cell for cell in read(source)["cells"] if "parameters" in cell["metadata"].get("tags", [])]
     if len(tagged) != 1:
         raise IkdError(f"{source.name}: {len(tagged)} cells tagged `parameters`, it needs exactly one")
-    tree = ast.parse("".join(tagged[0]["source"]))
-    return {
-        statement.targets[0].id: ast.literal_eval(statement.value)
-        for statement in tree.body
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
-    }
+    try:
+        tree = ast.parse("".join(tagged[0]["source"]))
+    except SyntaxError as error:
+        raise IkdError(f"{source.name}: its `parameters` cell is no Python ({error.msg})") from None
+    found = {}
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign):
+            target = statement.targets[0]
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            target = statement.target
+        else:
+            continue
+        try:
+            found[target.id] = ast.literal_eval(statement.value)
+        except (AttributeError, ValueError):
+            continue  # several names at once, or a value that is computed: no plain scalar to sweep
+    return found
 
 
 def check_parameters(source: Path, given: dict[str, Any]) -> None:
@@ -62,64 +113,105 @@ def check_parameters(source: Path, given: dict[str, Any]) -> None:
             raise IkdError(f"{source.name}: {name} is NaN; give a number")
 
 
-def execute(name: str, output: Path, parameters: dict[str, Any], status: Path | None = None) -> Path:
-    """Run ``notebooks/<name>.ipynb`` with parameters; the executed copy goes to ``output``.
+def execute(source: Path, output: Path, failed: Path, parameters: dict[str, Any]) -> Any:
+    """Run a notebook with parameters that were checked; the executed copy goes to ``output``.
 
-    Args:
-        status: file where a pool inside the notebook writes how far it is.
+    Returns:
+        the executed notebook (nbformat's node), scrubbed.
 
     Raises:
-        IkdError: bad parameters, or a cell failed (its copy is kept at ``<output>.failed.ipynb``).
+        Failure: a cell failed; the copy goes to ``failed``.
     """
     import nbformat
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    source = SOURCES / f"{name}.ipynb"
-    if not source.exists():
-        raise IkdError(f"notebooks: there is no {source.name}; run this from a checkout of the project")
-    check_parameters(source, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
-    with TemporaryDirectory() as profile:
-        (Path(profile) / "profile_default").mkdir()
-        (Path(profile) / "profile_default" / "ipython_kernel_config.py").write_text(KERNEL_CONFIG)
-        environment = {"IPYTHONDIR": profile} | ({"IKDLIB_STATUS_FILE": str(status)} if status else {})
-        try:
-            with _environment(environment):  # the kernel inherits it
-                papermill.execute_notebook(
-                    str(source), str(temporary), parameters,
-                    kernel_name="python3", progress_bar=False, cwd=os.getcwd(),
-                )  # fmt: skip
-            finished = scrub(nbformat.read(temporary, as_version=4), parameters.values())
-            files.write_text(output, nbformat.writes(finished) + "\n")
-            return output
-        except KeyboardInterrupt:
-            # The kernel was interrupted too, and asyncio would print its cell's traceback as never retrieved.
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-            raise
-        except PapermillExecutionError as error:
-            failed = output.with_suffix(".failed.ipynb")
-            copy = scrub(nbformat.read(temporary, as_version=4), parameters.values())
-            files.write_text(failed, nbformat.writes(copy) + "\n")
-            if error.ename == "IkdError":
-                raise IkdError(str(error.evalue)) from None
-            raise IkdError(
-                f"{source.name}: cell {error.exec_count}: {error.ename}: {error.evalue} ({failed})"
-            ) from None
-        finally:
-            temporary.unlink(missing_ok=True)
 
+    def keep(path: Path) -> Any:
+        copy = slim(scrub(nbformat.read(temporary, as_version=4), parameters.values()))
+        files.write_text(path, nbformat.writes(copy) + "\n")
+        return copy
 
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
     try:
-        yield
+        with kernel.fresh() as options:
+            papermill.execute_notebook(
+                str(source), str(temporary), parameters,
+                progress_bar=False, cwd=os.getcwd(), coalesce_streams=True, **options,
+            )  # fmt: skip
+        copy = keep(output)
+        failed.unlink(missing_ok=True)  # of an earlier attempt
+        return copy
+    except KeyboardInterrupt:
+        # The kernel was interrupted too, and asyncio would print its cell's traceback as never retrieved.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
+    except PapermillExecutionError as error:
+        keep(failed)
+        raise Failure(error.ename, _one_line(error.evalue), failed) from None
+    except DeadKernelError:
+        keep(failed)
+        raise Failure("DeadKernelError", "the kernel died (out of memory, as a rule)", failed) from None
     finally:
-        for key, value in before.items():
-            os.environ.pop(key, None) if value is None else os.environ.update({key: value})
+        temporary.unlink(missing_ok=True)
+
+
+def execute_here(name: str, output: Path, parameters: dict[str, Any]) -> Path:
+    """`execute` one of the project's notebooks, its parameters checked, for a command that shows its end.
+
+    Raises:
+        IkdError: bad parameters, or a cell failed: the error's text where it is a user's to mend, else
+            where the copy with the traceback lies (``failed/`` beside ``output``).
+    """
+    source = source_of(name)
+    check_parameters(source, parameters)
+    try:
+        execute(source, output, output.parent / "failed" / output.name, parameters)
+    except Failure as failure:
+        if failure.kind == "IkdError":
+            raise IkdError(failure.text) from None
+        raise IkdError(f"{source.name}: {failure.kind}: {failure.text} ({failure.copy})") from None
+    return output
+
+
+def outcome_of(notebook: Any) -> dict[str, float | None]:
+    """What the cell tagged ``outcome`` showed: numbers by name (a lone number is called ``outcome``).
+
+    One that is not finite is None.
+
+    Raises:
+        IkdError: it showed something else.
+    """
+    tagged = [cell for cell in notebook["cells"] if "outcome" in cell["metadata"].get("tags", [])]
+    shown = [
+        output["data"]["text/plain"]
+        for cell in tagged
+        for output in cell.get("outputs", [])
+        if output["output_type"] == "execute_result" and "text/plain" in output["data"]
+    ]
+    if not shown:
+        return {}
+    text = "".join(shown[-1])
+    try:
+        # numpy writes its numbers as np.float64(0.5); a float that is none, as nan, inf or -inf.
+        plain = re.sub(r"\bnp\.\w+\(([^()]*)\)", r"\1", text)
+        value = ast.literal_eval(re.sub(r"(?<![\w'\"])-?(nan|inf)(?![\w'\"])", "1e999", plain))
+    except (ValueError, SyntaxError):
+        value = None
+    numbers = value if isinstance(value, dict) else {"outcome": value}
+    if not numbers or not all(isinstance(number, int | float) for number in numbers.values()):
+        raise IkdError(f"outcome: {_one_line(text)[:80]!r} is neither a number nor a dict of numbers by name")
+    return {str(name): number if math.isfinite(number) else None for name, number in numbers.items()}
+
+
+def shown(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as a record keeps them: of an absolute path its last name."""
+    return {
+        name: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for name, value in parameters.items()
+    }
 
 
 def scrub(notebook: Any, given: Iterable[Any] = ()) -> Any:
@@ -139,3 +231,29 @@ def scrub(notebook: Any, given: Iterable[Any] = ()) -> Any:
     for key in ("input_path", "output_path", "environment_variables"):
         clean["metadata"].get("papermill", {}).pop(key, None)
     return clean
+
+
+def slim(notebook: Any) -> Any:
+    """The notebook with its longest outputs cut, longest first, until it is no larger than `LARGEST`."""
+    import nbformat
+
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    parts = [(output, "text") for output in outputs if "text" in output]
+    parts += [(output["data"], kind) for output in outputs for kind in output.get("data", {})]
+    for holder, kind in sorted(parts, key=lambda part: -len(str(part[0][part[1]]))):
+        if len(nbformat.writes(notebook).encode()) <= LARGEST:
+            break
+        content = str(holder[kind])
+        if kind in ("text", "text/plain"):
+            half = KEPT_OF_AN_OUTPUT // 2
+            if (left_out := len(content) - 2 * half) > 0:
+                words = f"... {left_out} characters left out ..."
+                holder[kind] = f"{content[:half]}\n{words}\n{content[-half:]}"
+        else:
+            del holder[kind]
+            holder["text/plain"] = f"{kind} of {len(content)} characters left out"
+    return notebook
+
+
+def _one_line(text: str) -> str:
+    return " ".join(str(text).split())

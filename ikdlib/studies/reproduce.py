@@ -1,103 +1,140 @@
-"""From one command to a table or an ablation: the notebooks, one after another.
+"""From one command to a table or an ablation: a cell for each run that is missing, then the notebook.
 
-This is what ``make demo``, ``reproduce-cifar``, ``teachers`` and ``ablations`` call. Nothing is
-trained here: the notebooks do, through `pool.run_all`, so the same cells run by hand and by command.
+This is what ``make demo``, ``reproduce-cifar``, ``teachers`` and ``ablations`` call. Nothing is trained
+here: the cells are notebooks 10 and 11, each in a process of its own, on this machine or a cluster.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
-from ikdlib.errors import WARNING
-from ikdlib.studies import plan
-from ikdlib.studies.notebook import execute
-from ikdlib.studies.study import Study, StudySettings
+from ikdlib import files
+from ikdlib.studies import dispatch, notebook, plan
+from ikdlib.studies.cell import Task
+from ikdlib.studies.display import Display
+from ikdlib.studies.engine import open_engine
+from ikdlib.studies.pool import default_workers
+from ikdlib.studies.settings import StudySettings
+from ikdlib.studies.study import Student, Study
+from ikdlib.training.job import Job
 
-
-def reproduce(settings: StudySettings) -> list[Path]:
-    """Train what is missing and write the tables; returns the tables' Markdown files."""
-    written = []
-    for notebook, study in plan.studies(settings).items():
-        train_teachers([study])
-        chosen = {"pairs": study.settings.pairs, "methods": settings.methods}
-        written.append(_run(notebook, study, settings, chosen))
-    return written
+TEACHER, STUDENT = "10_train_teacher", "11_distill_student"
 
 
-def ablate(settings: StudySettings, only: str = "") -> list[Path]:
-    """Train what the ablations miss and write their tables; returns the tables' Markdown files."""
-    written = []
-    for notebook, found in plan.ablation_studies(settings, only).items():
-        train_teachers(found)
-        chosen = {"pairs": settings.pairs, "methods": settings.methods}
-        written.append(_run(notebook, found[0], found[0].settings, chosen))
-    return written
+def reproduce(settings: StudySettings, scheduler: str = "") -> list[Path]:
+    """Train what is missing and write the tables; returns the tables' Markdown files.
+
+    Raises:
+        IkdError: a cell failed; the others were done first, and no table is written.
+    """
+    settings = placed(settings, scheduler)
+    studies = plan.studies(settings)
+    train(studies.values(), scheduler)
+    return [_table(name, study, study.settings.pairs, settings.methods) for name, study in studies.items()]
 
 
-def train_teachers(found: Iterable[Study]) -> list[Path]:
-    """Train the teachers that are not there, a notebook each; returns the executed notebooks."""
-    written = []
-    for study in found:
-        for architecture in study.missing_teachers():
-            output = study.folder / "notebooks" / f"10_train_teacher-{architecture}.ipynb"
-            parameters = {**_shared(study.settings), "holdout": 0, "architecture": architecture}
-            with progress(f"teacher {architecture}") as status:
-                written.append(execute("10_train_teacher", output, parameters, status))
-    return written
+def ablate(settings: StudySettings, only: str = "", scheduler: str = "") -> list[Path]:
+    """Train what the ablations miss and write their tables; returns and raises as `reproduce`."""
+    settings = placed(settings, scheduler)
+    found = plan.ablation_studies(settings, only)
+    train([study for studies in found.values() for study in studies], scheduler)
+    return [_table(name, studies[0], settings.pairs, settings.methods) for name, studies in found.items()]
 
 
-def _run(notebook: str, study: Study, settings: StudySettings, chosen: dict[str, str]) -> Path:
-    output = study.folder / "notebooks" / f"{notebook}{plan.suffix(study)}.ipynb"
-    with progress(notebook) as status:
-        execute(notebook, output, {**_shared(settings), **chosen, "seeds": settings.seeds}, status)
-    return plan.table_path(study, notebook).with_suffix(".md")
+def train(studies: Iterable[Study], scheduler: str = "") -> None:
+    """Train the teachers that some studies miss, all at once, and then their students."""
+    studies = list(studies)
+    train_teachers(studies, scheduler)
+    students = {
+        student.job.spec.run_id: (study, student) for study in studies for student in study.students()
+    }
+    several = len({student.pair for _, student in students.values()}) > 1
+    pieces = [_student(study, student, several) for study, student in students.values()]
+    _run(STUDENT, studies, pieces, scheduler)
 
 
-@contextmanager
-def progress(title: str) -> Iterator[Path]:
-    """A bar with an ETA, fed by the pool inside a notebook through the file this yields."""
-    from tqdm import tqdm
-
-    with TemporaryDirectory() as folder:
-        status, over, complete = Path(folder) / "status.json", threading.Event(), threading.Event()
-
-        def show() -> None:
-            layout = "{desc}: {percentage:3.0f}% |{bar:20}| {elapsed}, {remaining} left {postfix}"
-            heard = 0
-            with tqdm(total=1, desc=title, bar_format=layout) as bar:
-                ended = False
-                while not ended:
-                    # A log file wants a line now and then, a terminal wants to see it move.
-                    ended = over.wait(1.0 if sys.stderr.isatty() else 30.0)
-                    try:
-                        state = json.loads(status.read_text())
-                    except (OSError, ValueError):
-                        continue
-                    bar.total, bar.n = max(state["total"], 1), round(state["done"], 2)
-                    bar.set_postfix_str("; ".join(state["running"]))
-                    for warning in state["warnings"][heard:]:
-                        bar.write(WARNING + warning, file=sys.stderr)
-                    heard = len(state["warnings"])
-                if complete.is_set():
-                    bar.n = bar.total
-                bar.set_postfix_str("")
-
-        thread = threading.Thread(target=show, daemon=True)
-        thread.start()
-        try:
-            yield status
-            complete.set()
-        finally:
-            over.set()
-            thread.join()
+def train_teachers(studies: Iterable[Study], scheduler: str = "") -> None:
+    """Train the teachers that are not there."""
+    studies = list(studies)
+    missing = {name: study for study in studies for name in study.missing_teachers()}
+    pieces = [_teacher(study, name) for name, study in missing.items()]
+    _run(TEACHER, studies, pieces, scheduler)
 
 
-def _shared(settings: StudySettings) -> dict:
+def placed(settings: StudySettings, scheduler: str) -> StudySettings:
+    """The settings with whole paths, where cells on other machines are to find the same places."""
+    if not scheduler:
+        return settings
+    places = {name: getattr(settings, name) for name in ("results", "data", "teachers")}
+    return settings.updated(**{name: str(Path(path).resolve()) for name, path in places.items() if path})
+
+
+def _run(name: str, studies: list[Study], pieces: list[tuple[dispatch.Piece, Job]], scheduler: str) -> None:
+    """Execute the cells of one notebook that are not done, all at once."""
+    missing = [(piece, job) for piece, job in pieces if not piece.done()]
+    if not missing:
+        return
+    settings, folder, results = studies[0].settings, _folder(studies[0]), studies[0].results
+    source = _source(folder, name)
+    files.write_bytes(source, notebook.source_of(name).read_bytes())
+    for piece, _ in missing:
+        notebook.check_parameters(source, piece.task.parameters)
+    wanted = settings.jobs or (0 if scheduler else default_workers([job for _, job in missing]))
+    data = (studies[0].profile.data, settings.data)
+    with open_engine(scheduler, wanted, settings.device, len(missing), results, *data) as engine:
+        display = Display(name, folder, lambda: engine.slots)
+        dispatch.run([piece for piece, _ in pieces], engine, folder, display).check()
+
+
+def _student(study: Study, student: Student, several_pairs: bool) -> tuple[dispatch.Piece, Job]:
+    spec = student.job.spec
+    chosen = {
+        "pair": student.pair, "method": student.variant.method, "changes": student.variant.text,
+        "seed": spec.seed, "keep_logits": student.job.keep_logits,
+    }  # fmt: skip
+    task = _task(study, STUDENT, spec.run_id, chosen)
+    name = f"{student.variant.label} s{spec.seed}" + (f" {student.pair}" if several_pairs else "")
+    ended = ("finished", "diverged")  # a table shows a run that diverged as such
+    done = lambda: student.job.run.status in ended  # noqa: E731
+    return dispatch.Piece(task, name, spec.recipe.epochs, done), student.job
+
+
+def _teacher(study: Study, architecture: str) -> tuple[dispatch.Piece, Job]:
+    job = study.teacher_job(architecture)
+    task = _task(study, TEACHER, job.spec.run_id, {"architecture": architecture, "holdout": 0})
+    there = lambda: study.teacher(architecture) is not None  # noqa: E731
+    return dispatch.Piece(task, f"teacher {architecture}", job.spec.recipe.epochs, there), job
+
+
+def _task(study: Study, name: str, run_id: str, chosen: dict[str, Any]) -> Task:
+    folder = _folder(study).resolve()
+    parameters = {**_shared(study.settings), **chosen}
+    parameters.pop("jobs")
+    source = str(_source(folder, name))
+    return Task(id=run_id, folder=str(folder), notebook=source, digest="", parameters=parameters)
+
+
+def _folder(study: Study) -> Path:
+    return study.folder / "notebooks"
+
+
+def _source(folder: Path, name: str) -> Path:
+    """The notebook's copy in the results folder, where cells on any machine find it."""
+    return folder / "sources" / f"{name}.ipynb"
+
+
+def _table(name: str, study: Study, pairs: str, methods: str) -> Path:
+    """Execute a table's notebook; returns the table it wrote."""
+    print(f"{name}: the table", file=sys.stderr)
+    chosen = {"pairs": pairs, "methods": methods, "seeds": study.settings.seeds}
+    output = _folder(study) / f"{name}{plan.suffix(study)}.ipynb"
+    notebook.execute_here(name, output, {**_shared(study.settings), **chosen})
+    return plan.table_path(study, name).with_suffix(".md")
+
+
+def _shared(settings: StudySettings) -> dict[str, Any]:
     """What every notebook takes: all settings but those that choose cells."""
     return {name: value for name, value in settings if name not in ("pairs", "methods", "seeds")}

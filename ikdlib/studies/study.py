@@ -1,43 +1,34 @@
 """A study: the runs behind one table, what is there of them, and how to make the rest.
 
-Everything a notebook or a command lets a user choose stands in `StudySettings`, as plain scalars, so
-that papermill can pass it; it is validated as a whole before anything trains.
+What a notebook or a command lets a user choose stands in `settings.StudySettings`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from ikdlib import data
 from ikdlib.data import DataSet
 from ikdlib.errors import IkdError
 from ikdlib.runs import Cell
-from ikdlib.spec import MethodSpec, Recipe, RunSpec, Settings, setting
+from ikdlib.spec import MethodSpec, Recipe, RunSpec
 from ikdlib.studies import protocol, teachers
 from ikdlib.studies.profiles import Profile, profile
+from ikdlib.studies.settings import StudySettings
 from ikdlib.studies.variants import Variant
 from ikdlib.training.job import Job, choose_device
 
 
-class StudySettings(Settings):
-    """What to do of a study. An empty string or 0 stands for the profile's own choice."""
+@dataclass(frozen=True)
+class Student:
+    """One student to train: a run, and the cell of a table that it belongs to."""
 
-    profile: Literal["demo", "short", "paper"] = setting("demo")
-    pairs: str = setting("", description="teacher/student, comma-separated")
-    methods: str = setting("", description="like kd,kd+ikd,dkd,dkd+ikd")
-    seeds: str = setting("", description="a list of seeds, like 1,2,3")
-    epochs: int = setting(0, ge=0)
-    precision: Literal["", "fp32", "bf16"] = setting("")
-    protocol: Literal["paper", "released"] = setting("paper")
-    holdout: int = setting(0, ge=0)
-    data: str = setting("", description="folder of the data set")
-    teachers: str = setting("", description="folder of trained teachers")
-    device: Literal["auto", "cpu", "cuda"] = setting("auto")
-    results: str = setting("results")
-    jobs: int = setting(0, ge=0, description="runs at once; 0 or auto chooses")
+    pair: str
+    variant: Variant
+    job: Job
 
 
 class Study:
@@ -189,25 +180,29 @@ class Study:
             recipe=recipe, seed=0, **asked,
         )  # fmt: skip
 
-    def student_jobs(self) -> list[Job]:
+    def students(self) -> list[Student]:
         """Every student of the study once: `ce` of one student serves all its pairs.
 
         The first run of each (teacher, seed) comes before the others, because it leaves the
         teacher's logits that they read; then those that ask no teacher.
         """
-        jobs = {
-            job.spec.run_id: (turn, job)
+        found = {
+            job.spec.run_id: (turn, Student(pair, self.variants[method], job))
             for pair in self.pairs
             for turn, method in enumerate(sorted(self.methods, key=_asks_nobody))
             for job in self.jobs(pair, method)
         }
 
-        def rank(item: tuple[int, Job]) -> int:
-            turn, job = item
+        def rank(item: tuple[int, Student]) -> int:
+            turn, student = item
             # Those who need no teacher's logits keep a core busy while the first runs compute them.
-            return 0 if turn == 0 else 1 if job.spec.teacher is None else 2
+            return 0 if turn == 0 else 1 if student.job.spec.teacher is None else 2
 
-        return [job for _, job in sorted(jobs.values(), key=rank)]
+        return [student for _, student in sorted(found.values(), key=rank)]
+
+    def student_jobs(self) -> list[Job]:
+        """The jobs of `students`, in their order."""
+        return [student.job for student in self.students()]
 
     def _settings_of(self, teacher: str, student: str, variant: Variant) -> tuple[MethodSpec, Recipe]:
         method = protocol.method_spec(self.settings.protocol, teacher, student, variant.method)

@@ -99,7 +99,7 @@ def measure(given: Trial, count: int) -> dict[str, float]:
     Raises:
         IkdError: one of them ended early, for want of memory as a rule.
     """
-    from ikdlib.studies.pool import CHILD_ENVIRONMENT
+    from ikdlib.studies.children import ENVIRONMENT
 
     command = [sys.executable, "-m", "ikdlib", "bench", "--trial", "-"]
     children: list[subprocess.Popen] = []
@@ -108,7 +108,7 @@ def measure(given: Trial, count: int) -> dict[str, float]:
             children.append(
                 subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                    env={**CHILD_ENVIRONMENT, **os.environ},
+                    env={**ENVIRONMENT, **os.environ},
                 )
             )  # fmt: skip
         for text, expected, verb in ((given.model_dump_json(), "ready", "start"), ("go", "{", "last")):

@@ -38,6 +38,22 @@ class Variant:
     method: str
     changes: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def written(cls, method: str, changes: str) -> Variant:
+        """From text, as a notebook's parameter has it: ``ikd.weight=4, temperature=2``."""
+        found = {}
+        for part in filter(None, (part.strip() for part in changes.split(","))):
+            name, equals, value = (word.strip() for word in part.partition("="))
+            if not (name and equals and value) or name in found:
+                raise IkdError(f"changes: {part!r} is not NAME=VALUE, each name once, like ikd.weight=4")
+            found[name] = _value(value)
+        return cls(method, found)
+
+    @property
+    def text(self) -> str:
+        """The changes as text, which `written` reads back."""
+        return ", ".join(f"{name}={value}" for name, value in self.changes.items())
+
     @property
     def named(self) -> dict[str, Any]:
         """The changes that make its name: a rate that follows the batch size is none, one that stays is."""
@@ -88,6 +104,15 @@ def variant_of(spec: RunSpec) -> Variant:
     if spec.deterministic:
         changes["deterministic"] = True
     return Variant(str(spec.method), changes)
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"True": True, "False": False}.get(text, text)
 
 
 def _short(value: Any) -> str:

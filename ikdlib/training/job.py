@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
-from ikdlib import data, models
-from ikdlib.errors import IkdError
+from ikdlib import data, models, status
+from ikdlib.errors import WARNING, IkdError
 from ikdlib.runs import Run
 from ikdlib.spec import RunSpec, Settings, setting
 from ikdlib.training import checkpoint
@@ -47,11 +49,16 @@ class Job(Settings):
 
 
 class Stop:
-    """Notes SIGINT and SIGTERM instead of dying of them; also ends when the parent process does."""
+    """Notes SIGINT and SIGTERM instead of dying of them.
 
-    def __init__(self, orphan_stops: bool = False):
+    Args:
+        orphan_stops: it also ends when the parent process does.
+        may_die: a stop may end the process at once, while there is nothing to lose.
+    """
+
+    def __init__(self, orphan_stops: bool = False, may_die: bool = True):
         self.signal: int | None = None
-        self._at_once = False
+        self._at_once, self._may_die = False, may_die
         signal.signal(signal.SIGINT, self._note)
         signal.signal(signal.SIGTERM, self._note)
         if orphan_stops:
@@ -63,7 +70,7 @@ class Stop:
     @contextmanager
     def nothing_to_lose(self) -> Iterator[None]:
         """While this lasts (a compiler is at work, and heeds nobody) a stop ends the process at once."""
-        self._at_once = True
+        self._at_once = self._may_die
         try:
             yield
         finally:
@@ -129,6 +136,7 @@ def execute(job: Job, stop: Stop | None = None, say=print) -> int:
                 raise IkdError(f"{spec.run_id}: no file of the teacher's weights was given")
             teacher = load_teacher(spec, Path(job.teacher), images.num_classes)
         run.begin()
+        status.tell(run=run.folder)
         say(spec.describe())
         slabs = None if job.slabs is None else Path(job.slabs)
         trainer = Trainer(run, images, teacher, device, slabs, stop, job.keep_logits, job.compile)
@@ -147,3 +155,34 @@ def execute(job: Job, stop: Stop | None = None, say=print) -> int:
     say(f"{spec.run_id}: top-1 {result['last']['top1']:.2f} % in the last epoch, "
         f"{result['best']['top1']:.2f} % in the best ({result['best']['epoch']})")  # fmt: skip
     return 0
+
+
+def train_here(job: Job) -> None:
+    """Train a job's run in this very process, as a notebook's kernel does, unless it is finished.
+
+    Whatever interrupts the kernel lets the run save first. Where a pool started the kernel, its share of a
+    GPU holds, and warnings reach the pool's user.
+
+    Raises:
+        KeyboardInterrupt: it was stopped, and saved.
+        IkdError: the run diverged, or whatever else a user can mend.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, *where: Any, **more: Any) -> None:
+        status.tell(warning=str(message))
+        print(f"{WARNING}{message}", file=sys.stderr)
+
+    warnings.showwarning = show
+    try:
+        share = float(os.environ.get(status.GPU_SHARE, job.share))
+        code = execute(job.updated(share=share), Stop(may_die=False))
+    finally:
+        warnings.showwarning = shown
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code == 3:
+        raise IkdError(f"{job.spec.run_id}: diverged; its last good checkpoint stays")
+    if code:
+        raise KeyboardInterrupt

@@ -56,7 +56,7 @@ def test_the_notebooks_of_this_checkout_have_parameters_or_none(sources, monkeyp
     trains = [*notebook.SOURCES.glob("1*.ipynb"), *notebook.SOURCES.glob("2*.ipynb")]
     assert len(trains) >= 3
     for source in trains:
-        notebook.check_parameters(source, {"profile": "demo", "epochs": 1, "results": "results", "jobs": 0})
+        notebook.check_parameters(source, {"profile": "demo", "epochs": 1, "results": "results"})
 
 
 def test_a_misspelt_name_is_refused_with_the_right_one(sources):
@@ -105,13 +105,13 @@ def test_scrub_leaves_no_absolute_path_of_this_machine():
 
 def test_a_notebook_that_is_not_there_is_named(sources, tmp_path):
     with pytest.raises(IkdError, match="no nothing.ipynb"):
-        notebook.execute("nothing", tmp_path / "out.ipynb", {})
+        notebook.execute_here("nothing", tmp_path / "out.ipynb", {})
 
 
 def test_bad_parameters_stop_before_anything_is_written(sources, tmp_path):
     write(sources, [PARAMETERS])
     with pytest.raises(IkdError, match="seed"):
-        notebook.execute("tiny", tmp_path / "made" / "out.ipynb", {"sed": 1})
+        notebook.execute_here("tiny", tmp_path / "made" / "out.ipynb", {"sed": 1})
     assert not (tmp_path / "made").exists()
 
 
@@ -119,8 +119,8 @@ def test_an_executed_copy_is_whole_and_scrubbed(sources, tmp_path, monkeypatch):
     monkeypatch.delenv("IKDLIB_STATUS_FILE", raising=False)
     code = "import os\nprint(seed * 21, os.getcwd(), os.path.basename(os.environ['IKDLIB_STATUS_FILE']))"
     write(sources, [PARAMETERS, code])
-    output, status = tmp_path / "made" / "out.ipynb", tmp_path / "status.json"
-    assert notebook.execute("tiny", output, {"seed": 2}, status) == output
+    output = tmp_path / "made" / "out.ipynb"
+    assert notebook.execute_here("tiny", output, {"seed": 2}) == output
     copy = nbformat.read(output, as_version=4)
     nbformat.validate(copy)
     printed = copy.cells[-1].outputs[0].text
@@ -134,20 +134,116 @@ def test_an_executed_copy_is_whole_and_scrubbed(sources, tmp_path, monkeypatch):
 def test_a_failing_cell_keeps_its_copy_and_not_the_name(sources, tmp_path):
     write(sources, [PARAMETERS, "1 / 0"])
     output = tmp_path / "out.ipynb"
-    with pytest.raises(IkdError, match="tiny.ipynb.*ZeroDivisionError.*out.failed.ipynb") as error:
-        notebook.execute("tiny", output, {})
+    with pytest.raises(IkdError, match="tiny.ipynb: ZeroDivisionError: division.*failed/out.ipynb") as error:
+        notebook.execute_here("tiny", output, {})
     assert "\n" not in str(error.value)
     assert not output.exists()
-    failed = json.loads((tmp_path / "out.failed.ipynb").read_text())
+    failed = json.loads((tmp_path / "failed" / "out.ipynb").read_text())
     assert "ZeroDivisionError" in json.dumps(failed)
     assert str(Path.cwd()) not in json.dumps(failed)
     assert not list(tmp_path.glob(".out*"))
+    write(sources, [PARAMETERS, "1 / 1"])
+    notebook.execute_here("tiny", output, {})
+    assert output.exists() and not (tmp_path / "failed" / "out.ipynb").exists(), "the old traceback stayed"
 
 
 def test_a_users_mistake_inside_a_cell_is_one_line(sources, tmp_path):
     raises = "from ikdlib.errors import IkdError\nraise IkdError('seeds: 1;2 is not a list of numbers')"
     write(sources, [PARAMETERS, raises])
     with pytest.raises(IkdError) as error:
-        notebook.execute("tiny", tmp_path / "out.ipynb", {})
+        notebook.execute_here("tiny", tmp_path / "out.ipynb", {})
     assert str(error.value) == "seeds: 1;2 is not a list of numbers"
     assert not (tmp_path / "out.ipynb").exists()
+
+
+# Outcomes
+
+
+def shown(text: str, tag: str = "outcome") -> dict:
+    """An executed notebook whose tagged cell showed a text."""
+    cell = nbformat.v4.new_code_cell("x", metadata={"tags": [tag]})
+    cell.outputs = [nbformat.v4.new_output("execute_result", {"text/plain": text}, execution_count=1)]
+    return nbformat.v4.new_notebook(cells=[cell])
+
+
+@pytest.mark.parametrize(
+    "text, numbers",
+    [
+        ("61.25", {"outcome": 61.25}), ("-3", {"outcome": -3}), ("True", {"outcome": True}),
+        ("{'top1': 61.25, 'n': 3}", {"top1": 61.25, "n": 3}),
+        ("{'a': np.float64(0.5),\n 'b': np.int64(-7)}", {"a": 0.5, "b": -7}),
+        ("{'a': nan, 'nan': -inf, 'c': np.float64(nan)}", {"a": None, "nan": None, "c": None}),
+    ],
+)  # fmt: skip
+def test_an_outcome_is_a_number_or_numbers_by_name(text, numbers):
+    assert notebook.outcome_of(shown(text)) == numbers
+
+
+@pytest.mark.parametrize(
+    "text", ["'good'", "[1, 2]", "{'a': 'b'}", "<object at 0x7f>", "tensor(0.5)", "None", "{}"]
+)
+def test_an_outcome_of_another_kind_is_named(text):
+    with pytest.raises(IkdError, match="outcome: .* is neither a number nor a dict of numbers"):
+        notebook.outcome_of(shown(text))
+
+
+def test_a_notebook_without_an_outcome_has_none():
+    assert notebook.outcome_of(shown("61.25", tag="other")) == {}
+    silent = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["outcome"]})]
+    )
+    assert notebook.outcome_of(silent) == {}
+
+
+# Size
+
+
+def test_an_executed_notebook_is_cut_at_its_longest_outputs():
+    """The short ones stay whole, and of a long text its beginning and its end."""
+    picture = nbformat.v4.new_output("display_data", {"image/png": "x" * 900_000, "text/plain": "<Figure>"})
+    text = nbformat.v4.new_output(
+        "stream", name="stdout", text="first line\n" + "1" * 3_000_000 + "\nlast line\n"
+    )
+    short = nbformat.v4.new_output("stream", name="stdout", text="kept")
+    cell = nbformat.v4.new_code_cell("x", outputs=[picture, text, short])
+    slim = notebook.slim(nbformat.v4.new_notebook(cells=[cell]))
+    nbformat.validate(slim)
+    assert len(nbformat.writes(slim).encode()) <= notebook.LARGEST
+    assert slim.cells[0].outputs[0].data["image/png"] == "x" * 900_000, "it fits beside the cut text"
+    words = slim.cells[0].outputs[1].text
+    assert words.startswith("first line\n1") and words.endswith("1\nlast line\n") and "left out" in words
+    assert slim.cells[0].outputs[2].text == "kept"
+
+
+def test_pictures_are_left_out_where_texts_are_not_the_reason():
+    pictures = [
+        nbformat.v4.new_output("display_data", {"image/png": "x" * size}) for size in (800_000, 300_000)
+    ]
+    slim = notebook.slim(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=pictures)]))
+    nbformat.validate(slim)
+    first, second = (output.data for output in slim.cells[0].outputs)
+    assert first == {"text/plain": "image/png of 800000 characters left out"} and "image/png" in second
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ("no json", "no notebook"), ("[1]", "no notebook"), ('{"cells": 3}', "no notebook"),
+        ('{"cells": [], "metadata": {"kernelspec": {"language": "R"}}}', "its language is R"),
+    ],
+)  # fmt: skip
+def test_what_is_no_python_notebook_is_said(tmp_path, content, reason):
+    (tmp_path / "x.ipynb").write_text(content)
+    with pytest.raises(IkdError, match=reason) as error:
+        notebook.parameters_of(tmp_path / "x.ipynb")
+    assert "\n" not in str(error.value)
+    with pytest.raises(IkdError, match="No such file"):
+        notebook.parameters_of(tmp_path / "y.ipynb")
+
+
+def test_parameters_that_are_no_plain_scalars_are_none(sources):
+    """They stay as the notebook has them: nothing can be swept over a function call."""
+    cell = "import os\nseed: int = 3\na = b = 1\nhome = os.getcwd()\nx, y = 1, 2\nrate = -0.5"
+    assert notebook.parameters_of(write(sources, [cell])) == {"seed": 3, "a": 1, "rate": -0.5}
+    with pytest.raises(IkdError, match="no Python"):
+        notebook.parameters_of(write(sources, ["seed = = 1"]))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
+import subprocess
 import sys
 import time
-from concurrent.futures import Executor, wait
+from concurrent.futures import Executor, Future, wait
 from pathlib import Path
 
 import pytest
 
+from ikdlib import status
 from ikdlib.errors import IkdError
 from ikdlib.spec import MethodSpec, Recipe, RunSpec
-from ikdlib.studies import pool
-from ikdlib.studies.pool import LocalPool, run_all
+from ikdlib.studies import children, pool
+from ikdlib.studies.pool import LocalPool, Slots, run_all
 from ikdlib.training.job import Job
 
 # What a child does follows from its seed: 1 finishes, 2 fails, 3 diverges, 6 to 8 warn, from 10 on it waits
@@ -42,14 +43,17 @@ sys.exit(3 if seed == 3 else 0)
 """
 
 
+PYTHON = sys.executable
+
+
 @pytest.fixture
 def jobs(tmp_path, monkeypatch):
     """`jobs(1, 2)`: jobs of these seeds, whose children are the program above."""
     program = tmp_path / "child"
     program.write_text(CHILD.format(python=sys.executable))
     program.chmod(0o755)
-    monkeypatch.setattr(pool.sys, "executable", str(program))
-    monkeypatch.delenv(pool.STATUS_FILE, raising=False)
+    monkeypatch.setattr(children.sys, "executable", str(program))
+    monkeypatch.delenv(status.FILE, raising=False)
 
     def make(*seeds: int) -> list[Job]:
         specs = [
@@ -63,6 +67,10 @@ def jobs(tmp_path, monkeypatch):
     return make
 
 
+def submit(local: LocalPool, job: Job) -> Future:
+    return local.submit(children.run, pool._child(job, local))
+
+
 def until(path: Path) -> None:
     """Wait for a file of a child."""
     for _ in range(3000):
@@ -73,19 +81,22 @@ def until(path: Path) -> None:
 
 
 def test_it_is_an_executor(jobs):
-    local = LocalPool(1)
+    local = LocalPool(Slots(1))
     assert isinstance(local, Executor)
     with local:
-        assert local.submit(jobs(1)[0]).result() == 0
+        assert submit(local, jobs(1)[0]).result() == (0, "")
+        assert local.submit(divmod, 7, 2).result() == (3, 1)
+        assert list(local.map(abs, [-1, 2])) == [1, 2]
     with pytest.raises(RuntimeError):
-        local.submit(jobs(4)[0])
+        submit(local, jobs(4)[0])
 
 
 def test_futures_can_be_waited_for_as_any_others(jobs):
-    with LocalPool(2) as local:
-        futures = [local.submit(job) for job in jobs(1, 3, 2)]
+    with LocalPool(Slots(2)) as local:
+        futures = [submit(local, job) for job in jobs(1, 3, 2)]
         assert wait(futures).not_done == set()
-        assert [future.result() for future in futures] == [0, 3, 2]
+        last = "ikdlib: the disk is full"
+        assert [future.result() for future in futures] == [(0, ""), (3, ""), (2, last)]
 
 
 def test_statuses_of_what_was_started(jobs):
@@ -127,8 +138,8 @@ def test_cores_are_shared_out(jobs, monkeypatch):
 
 def test_warnings_of_children_are_passed_on_once(jobs, tmp_path, monkeypatch, capsys):
     """To whoever looks on, and to the command outside a notebook; not what an earlier attempt said."""
-    status = tmp_path / "status.json"
-    monkeypatch.setenv(pool.STATUS_FILE, str(status))
+    told = tmp_path / "status.json"
+    monkeypatch.setenv(status.FILE, str(told))
     wanted = jobs(6, 7, 8)
     wanted[0].run.folder.mkdir(parents=True)
     (wanted[0].run.folder / "log.txt").write_text("ikdlib: warning: long ago\n")
@@ -136,29 +147,29 @@ def test_warnings_of_children_are_passed_on_once(jobs, tmp_path, monkeypatch, ca
     said = capsys.readouterr().err
     assert said.count("ikdlib: warning: the teacher knows nothing\n") == 1
     assert said.count("ikdlib: warning: no room\n") == 1 and "long ago" not in said
-    assert sorted(json.loads(status.read_text())["warnings"]) == ["no room", "the teacher knows nothing"]
+    assert sorted(status.read(told)["warnings"]) == ["no room", "the teacher knows nothing"]
 
 
 def test_stop_reaches_the_running_and_starts_no_more(jobs):
-    local = LocalPool(1)
+    local = LocalPool(Slots(1))
     running, *rest = jobs(10, 11, 1)
-    futures = [local.submit(job) for job in (running, *rest)]
+    futures = [submit(local, job) for job in (running, *rest)]
     until(running.run.folder / "waiting")
     local.stop()
-    assert futures[0].result() == 130
+    assert futures[0].result()[0] == 130
     assert (running.run.folder / "saved").exists()
     assert all(future.cancelled() for future in futures[1:])
     assert not any((job.run.folder / "started").exists() for job in rest)
     with pytest.raises(RuntimeError):
-        local.submit(rest[0])
+        submit(local, rest[0])
 
 
 def test_a_job_that_was_just_taken_when_stop_came_starts_no_child(jobs):
-    """A worker may already be in `_run`: it looks once more before it starts a process."""
-    local = LocalPool(1)
+    """A thread may already be in `children.run`: it looks once more before it starts a process."""
+    local = LocalPool(Slots(1))
     local.stop()
     (job,) = jobs(1)
-    assert local._run(job) == 130
+    assert children.run(pool._child(job, local)) == (130, "")
     assert not (job.run.folder / "started").exists()
 
 
@@ -176,11 +187,53 @@ def test_ctrl_c_stops_the_children_and_goes_on_up(jobs, monkeypatch):
     assert not (never.run.folder / "started").exists()
 
 
-def test_how_far_it_is_can_be_read_from_outside(jobs, tmp_path, monkeypatch):
-    status = tmp_path / "status.json"
-    monkeypatch.setenv(pool.STATUS_FILE, str(status))
-    run_all(jobs(1, 4), show=True)
-    assert json.loads(status.read_text()) == {"done": 4, "total": 4, "running": [], "warnings": []}
+def test_only_its_own_children_are_stopped(jobs):
+    """Two pools in one process, as in a Dask worker that serves two sweeps."""
+    first, second = LocalPool(Slots(1)), LocalPool(Slots(1))
+    one, other = jobs(10, 11)
+    futures = submit(first, one), submit(second, other)
+    until(one.run.folder / "waiting")
+    until(other.run.folder / "waiting")
+    first.stop()
+    assert futures[0].result()[0] == 130 and not futures[1].done()
+    second.stop()
+    assert futures[1].result()[0] == 130
+
+
+def test_a_bar_is_quiet_where_somebody_else_shows_it(jobs, tmp_path, monkeypatch, capsys):
+    run_all(jobs(1))
+    assert "100%" in capsys.readouterr().err
+    monkeypatch.setenv(status.FILE, str(tmp_path / "status.json"))
+    run_all(jobs(4))
+    assert capsys.readouterr().err == ""
+
+
+def test_children_go_round_the_gpus(jobs, tmp_path):
+    """Each thread of the pool is a place on one of them; with a single one there is nothing to say."""
+    rewritten(tmp_path, 'str(job["threads"])', 'os.environ.get("CUDA_VISIBLE_DEVICES", "any")')
+    four = jobs(1, 4, 5, 9)
+    with LocalPool(Slots(2, gpus=("3", "GPU-7"))) as local:
+        wait([submit(local, job) for job in four])
+    assert {(job.run.folder / "started").read_text() for job in four} == {"3", "GPU-7"}
+
+
+def test_children_stay_as_nice_as_their_pool(jobs, tmp_path):
+    """A session of its own counts as one that nobody made nice (Linux's autogroup), unless it is told."""
+    if not Path("/proc/self/autogroup").exists():
+        pytest.skip("this system shares the processor out without autogroups")
+    rewritten(tmp_path, 'str(job["threads"])', 'open("/proc/self/autogroup").read().split()[-1]')
+    rewritten(tmp_path, "seed, method", "time.sleep(0.5)\nseed, method")
+    (job,) = jobs(1)
+    nicer = "import os, sys; os.nice(7); from ikdlib.studies import children; sys.executable = sys.argv[1]\n"
+    nicer += "from pathlib import Path\n"
+    nicer += (
+        "children.run(children.Child(('ikdlib', 'train', '--job', '-'), sys.argv[2], Path(sys.argv[3]), 'x'))"
+    )
+    job.run.folder.mkdir(parents=True)
+    given = [str(tmp_path / "child"), job.model_dump_json(), str(tmp_path / "log.txt")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(pool.__file__).parents[2])}
+    subprocess.run([PYTHON, "-c", nicer, *given], check=True, env=environment)
+    assert (job.run.folder / "started").read_text() == "7"
 
 
 def test_a_log_is_continued_not_overwritten(jobs):
@@ -195,11 +248,11 @@ def test_children_get_their_environment_unless_told_otherwise(jobs, tmp_path, mo
     program = tmp_path / "child"
     program.write_text(f"#!/bin/sh\ncat > /dev/null\nenv > {tmp_path}/environment\n")
     monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
-    with LocalPool(1) as local:
-        assert local.submit(jobs(1)[0]).result() == 0
+    with LocalPool(Slots(1)) as local:
+        assert submit(local, jobs(1)[0]).result() == (0, "")
     lines = (tmp_path / "environment").read_text().splitlines()
     seen = dict(line.split("=", 1) for line in lines if "=" in line)
-    assert seen["MALLOC_TRIM_THRESHOLD_"] == pool.CHILD_ENVIRONMENT["MALLOC_TRIM_THRESHOLD_"]
+    assert seen["MALLOC_TRIM_THRESHOLD_"] == children.ENVIRONMENT["MALLOC_TRIM_THRESHOLD_"]
     assert seen["MALLOC_TOP_PAD_"] == "1" and seen["PATH"] == os.environ["PATH"]
 
 
@@ -220,9 +273,9 @@ def pools(monkeypatch) -> list[int]:
     made: list[int] = []
 
     class Noted(LocalPool):
-        def __init__(self, workers: int):
-            made.append(workers)
-            super().__init__(workers)
+        def __init__(self, slots: Slots):
+            made.append(slots.workers)
+            super().__init__(slots)
 
     monkeypatch.setattr(pool, "LocalPool", Noted)
     return made

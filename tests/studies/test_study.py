@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 
@@ -10,11 +9,10 @@ import pytest
 
 from ikdlib import __main__, runs
 from ikdlib.errors import IkdError
+from ikdlib.studies.children import ENVIRONMENT
 from ikdlib.studies.plan import dry_run, same_architecture, suffix
 from ikdlib.studies.plan import studies as tables_of
-from ikdlib.studies.pool import CHILD_ENVIRONMENT
 from ikdlib.studies.profiles import LOGIT_METHODS
-from ikdlib.studies.reproduce import progress
 from ikdlib.studies.study import StudySettings
 from ikdlib.training.checkpoint import digest
 from ikdlib.training.job import load_teacher
@@ -250,7 +248,7 @@ def test_a_finished_run_is_not_trained_again(studies):
 
 def test_the_train_command_makes_teacher_and_students(studies, monkeypatch):
     """`python -m ikdlib train`, here in this process: the teacher, its students, then nothing is left."""
-    for name, value in CHILD_ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)  # else the command would start itself once more
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     settings = studies.settings(methods="ce,dkd+ikd", epochs=2)
@@ -266,11 +264,3 @@ def test_the_train_command_makes_teacher_and_students(studies, monkeypatch):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def test_a_warning_reaches_the_command_even_when_it_comes_last(capsys):
-    with progress("students") as status:
-        state = {"done": 1, "total": 2, "running": ["kd s1 1/2"], "warnings": ["the teacher knows nothing"]}
-        status.write_text(json.dumps(state))
-    said = capsys.readouterr().err
-    assert said.count("ikdlib: warning: the teacher knows nothing") == 1 and "students" in said

@@ -1,0 +1,199 @@
+"""One cell of a sweep: one execution of a notebook, in a process of its own.
+
+``python -m ikdlib.studies.cell`` reads a `Task` from its standard input. It leaves the executed notebook
+and then, last, a record: a cell without a record is not done. Nothing here imports torch: the kernel does.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+import ikdlib
+from ikdlib import files, status
+from ikdlib.errors import IkdError
+from ikdlib.spec import Settings
+from ikdlib.studies import children, kernel, notebook
+
+FORMAT_VERSION = 1
+PATIENCE = 40.0
+"""Seconds for a notebook that was asked to stop, then its kernel is ended: a compiler heeds nobody."""
+
+
+class Task(Settings):
+    """What a cell's process is told.
+
+    Attributes:
+        notebook: the source, in the shared results folder.
+        digest: of the code in it; a record made by other code is none. "": what is done, the caller knows.
+        code: `code_digest` of the package that planned the cell; "" where it runs on the same machine.
+    """
+
+    id: str
+    folder: str
+    notebook: str
+    digest: str
+    parameters: dict[str, Any]
+    code: str = ""
+    attempt: int = 1
+
+    @property
+    def output(self) -> Path:
+        return Path(self.folder) / "cells" / f"{self.id}.ipynb"
+
+    @property
+    def failed(self) -> Path:
+        return Path(self.folder) / "failed" / f"{self.id}.ipynb"
+
+    @property
+    def log(self) -> Path:
+        return self.output.with_suffix(".log")
+
+    @property
+    def status_file(self) -> Path:
+        return self.output.with_suffix(".status.json")
+
+    def record(self) -> dict[str, Any] | None:
+        """What the last execution of this very notebook left, or None."""
+        try:
+            found = json.loads(self.output.with_suffix(".json").read_text())
+            return found if found["notebook_sha256"] == self.digest and found["status"] else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    @property
+    def taken(self) -> bool:
+        """Whether another process is at it now."""
+        try:
+            self.lock.acquire(timeout=0)
+            self.lock.release()
+            return False
+        except Timeout:
+            return True
+
+    @property
+    def lock(self) -> FileLock:
+        """Held while the cell is executed; the system lets go of it when the process is gone."""
+        return FileLock(self.output.with_suffix(".lock"), is_singleton=True)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.digest) and (self.record() or {}).get("status") == "finished"
+
+
+@cache
+def code_digest() -> str:
+    """Of the package's own files: two checkouts with one version number may differ."""
+    digest = hashlib.sha256()
+    root = Path(ikdlib.__file__).parent
+    for path in sorted(root.rglob("*.py")) + sorted(root.rglob("*.csv")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def execute(task: Task) -> int:
+    """Run a task unless it is done; returns the exit status: one of `children`'s."""
+    task.output.parent.mkdir(parents=True, exist_ok=True)
+    lock = task.lock
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return children.ELSEWHERE
+    try:
+        return children.FINISHED if task.finished else _execute(task)
+    finally:
+        task.status_file.unlink(missing_ok=True)
+        lock.release()
+
+
+def _execute(task: Task) -> int:
+    if task.code and task.code != code_digest():
+        words = f"ikdlib {ikdlib.__version__} here is other code than where the sweep was started"
+        raise IkdError(f"{words}; update one of them")
+    stopped = threading.Event()
+    _stop_on_signals(stopped)
+    os.environ[status.FILE] = str(task.status_file.resolve())
+    began, outcome, failure = time.monotonic(), {}, None
+    try:
+        copy = notebook.execute(Path(task.notebook), task.output, task.failed, task.parameters)
+        try:
+            outcome = notebook.outcome_of(copy)
+        except IkdError as error:  # the notebook is to be mended as after any other failure
+            os.replace(task.output, task.failed)
+            raise notebook.Failure("IkdError", str(error), task.failed) from None
+    except notebook.Failure as error:
+        failure = error
+        if stopped.is_set():
+            task.failed.unlink(missing_ok=True)  # it did not fail
+            return children.STOPPED[0]
+    record = {
+        "format_version": FORMAT_VERSION, "id": task.id, "parameters": notebook.shown(task.parameters),
+        "notebook_sha256": task.digest, "status": "failed" if failure else "finished",
+        "seconds": round(time.monotonic() - began, 2), "attempts": task.attempt, "outcome": outcome,
+        "error": None if failure is None else _explained(failure), "ikdlib": ikdlib.__version__,
+        "warnings": status.read(task.status_file)["warnings"],
+    }  # fmt: skip
+    files.write_json(task.output.with_suffix(".json"), record)
+    if failure is None:
+        return children.FINISHED
+    print(record["error"], file=sys.stderr)
+    if failure.kind == "OutOfMemoryError":
+        return children.NO_GPU_MEMORY
+    return children.DISK_FULL if os.strerror(errno.ENOSPC) in failure.text else children.FAILED
+
+
+def _explained(failure: notebook.Failure) -> str:
+    return failure.text if failure.kind == "IkdError" else f"{failure.kind}: {failure.text}"
+
+
+def _stop_on_signals(stopped: threading.Event) -> None:
+    """A signal, or the end of the parent, interrupts the notebook; one that heeds nobody is ended."""
+
+    def end() -> None:
+        time.sleep(PATIENCE)
+        kernel.send(signal.SIGKILL)
+        os._exit(children.STOPPED[0])
+
+    def stop(*_: Any) -> None:
+        if not stopped.is_set():
+            stopped.set()
+            threading.Thread(target=end, daemon=True).start()
+        kernel.send(signal.SIGINT)
+
+    def orphaned() -> None:
+        stop()
+        time.sleep(kernel.GRACE)
+        kernel.send(signal.SIGKILL)
+        os._exit(children.STOPPED[0])
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    if children.PARENT in os.environ:
+        children.end_with_parent(int(os.environ[children.PARENT]), orphaned)
+
+
+def main() -> int:
+    """Execute the task on standard input."""
+    try:
+        return execute(Task.from_json(sys.stdin.read()))
+    except IkdError as error:
+        print(f"ikdlib: {error}", file=sys.stderr)
+        return children.FAILED
+    except OSError as error:
+        print(f"ikdlib: {error}", file=sys.stderr)
+        return children.DISK_FULL if error.errno == errno.ENOSPC else children.FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

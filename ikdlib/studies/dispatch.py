@@ -1,0 +1,164 @@
+"""Cells onto an engine until all are done: tried again where that helps, and counted where it does not.
+
+The engine is the local pool or a Dask cluster; a cell is a process (`cell`) that leaves a record. Whatever
+ends this loop, the same command goes on: what is done is known from the records alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ikdlib.errors import IkdError
+from ikdlib.studies import children
+from ikdlib.studies.cell import Task
+from ikdlib.studies.children import Child
+from ikdlib.studies.display import Display
+
+ATTEMPTS = 3
+"""Times a cell is started whose process, kernel or machine was killed."""
+ROOM_MIB = 100
+"""Free space of a disk below which no cell is started."""
+
+
+@dataclass
+class Piece:
+    """A cell, as the loop sees it.
+
+    Attributes:
+        name: as a reader calls it.
+        epochs: how much work it is; 0 where nothing is known of it.
+        done: whether it is done, whoever did it.
+    """
+
+    task: Task
+    name: str
+    epochs: float = 0.0
+    done: Callable[[], bool] = lambda: False
+    attempts: int = 0
+    starved: bool = False  # had no GPU memory
+    after: float = 0.0  # not to be started before this moment
+
+
+@dataclass
+class Summary:
+    """How a set of cells ended."""
+
+    total: int
+    done: int = 0
+    failed: dict[str, str] = field(default_factory=dict)  # name to reason
+    reason: str = ""  # why the rest was not started
+
+    @property
+    def lines(self) -> list[str]:
+        """For a reader; the last one is why, where not all is done."""
+        left = self.total - self.done - len(self.failed)
+        words = f"{self.total} cells: {self.done} finished"
+        words += f", {len(self.failed)} failed" if self.failed else ""
+        words += f", {left} not done ({self.reason})" if left else ""
+        return [f"failed: {name}: {why}" for name, why in self.failed.items()] + [words]
+
+    def check(self) -> None:
+        """Raises `IkdError` unless all cells are done."""
+        if self.done < self.total:
+            raise IkdError("; ".join(reversed(self.lines)) + "; the same command tries them again")
+
+
+def run(pieces: Iterable[Piece], engine, folder: Path, display: Display) -> Summary:
+    """Execute the cells that are not done, in their order, as many at once as the engine has slots.
+
+    Raises:
+        KeyboardInterrupt: after the running cells have saved; the rest was not started.
+    """
+    pieces = list(pieces)
+    waiting = deque(piece for piece in pieces if not piece.done())
+    summary = Summary(len(pieces), done=len(pieces) - len(waiting))
+    display.begin(list(waiting), summary.done)
+    running: dict[Future, Piece] = {}
+    try:
+        while waiting or running:
+            while len(running) < engine.slots and _room(folder, summary) and (piece := _next(waiting)):
+                waiting.remove(piece)
+                if piece.done():  # by somebody else, since this was planned
+                    summary.done += 1
+                    display.ended(piece)
+                    continue
+                if piece.task.taken:
+                    piece.after = time.monotonic() + 2.0
+                    waiting.append(piece)
+                    continue
+                piece.attempts += 1
+                display.started(piece)
+                running[engine.submit(children.run, _child(piece, engine))] = piece
+            if summary.reason and not running:
+                break
+            ended, _ = wait(running, timeout=0.3, return_when=FIRST_COMPLETED)
+            if not running:
+                time.sleep(0.3)  # somebody else is at all that is left
+            for future in ended:
+                piece = running.pop(future)
+                if _end(piece, future, waiting, engine, summary):
+                    display.ended(piece)
+            display.show(running.values(), summary)
+    except BaseException:
+        engine.stop()
+        wait(running, timeout=60)
+        display.end(summary)
+        raise
+    display.end(summary)
+    return summary
+
+
+def _next(waiting: deque[Piece]) -> Piece | None:
+    now = time.monotonic()
+    return next((piece for piece in waiting if piece.after <= now), None)
+
+
+def _room(folder: Path, summary: Summary) -> bool:
+    if not summary.reason and shutil.disk_usage(folder).free < ROOM_MIB * 2**20:
+        summary.reason = "the disk is full"
+    return not summary.reason
+
+
+def _child(piece: Piece, engine) -> Child:
+    task = piece.task.updated(attempt=piece.attempts, code=engine.code)
+    arguments = ("ikdlib.studies.cell",)
+    return Child(arguments, task.model_dump_json(), task.log, engine.owner, dict(engine.environment))
+
+
+def _end(piece: Piece, future: Future, waiting: deque[Piece], engine, summary: Summary) -> bool:
+    """What follows from how a cell's process ended; whether the cell is over."""
+    try:
+        code, words = future.result()
+    except CancelledError:
+        summary.reason = "the scheduler is gone"
+        return False
+    except Exception as error:  # Dask gave up: three workers died of it
+        code, words = children.FAILED, f"{type(error).__name__}: {error}"
+    if code == children.FINISHED or (code != children.ELSEWHERE and piece.done()):
+        summary.done += 1
+        if code == children.FINISHED:
+            piece.task.log.unlink(missing_ok=True)
+        return True
+    if code == children.ELSEWHERE:
+        piece.attempts -= 1
+        waiting.append(piece)
+    elif code == children.DISK_FULL:
+        summary.reason = "the disk is full"
+    elif code == children.NO_GPU_MEMORY and not piece.starved:
+        piece.starved = True
+        engine.fewer()
+        waiting.append(piece)
+    elif (code < 0 or code in children.STOPPED) and piece.attempts < ATTEMPTS:
+        waiting.appendleft(piece)
+    else:
+        why = children.reason(code, words) if code not in children.STOPPED else "stopped by a signal"
+        times = f", {piece.attempts} times" if code < 0 else ""
+        summary.failed[piece.name] = why.removeprefix("ikdlib: ") + times
+        return True
+    return False

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from record import machine_words, save
 
-from ikdlib.studies.pool import CHILD_ENVIRONMENT
+from ikdlib.studies.children import ENVIRONMENT
 from ikdlib.training.job import choose_device
 
 PAIRS = "resnet32x4/resnet8x4,resnet56/resnet20,vgg13/MobileNetV2,wrn_40_2/ShuffleV1"
@@ -69,7 +69,7 @@ def compare(pair: str, options: argparse.Namespace) -> list[dict[str, object]]:
     programs = {"reference": Program("reference", workers=workers, **common)}
     for precision in options.precisions.split(","):
         programs[precision] = Program(
-            "ours", CHILD_ENVIRONMENT, precision=precision, compile=options.compile, **common
+            "ours", ENVIRONMENT, precision=precision, compile=options.compile, **common
         )
     for program in programs.values():
         program.round()

@@ -259,8 +259,10 @@ async def _identity(address: str) -> None:
 
 
 def _why(error: Exception, seconds: float) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        return f"no module {error.name!r} there; install ikdlib {ikdlib.__version__} there"
-    if isinstance(error, OSError):
+    if missing := re.search(
+        r"No module named '([\w.]+)'", str(error)
+    ):  # the text of one is all that comes back
+        return f"no module {missing[1]!r} there; install ikdlib {ikdlib.__version__} there"
+    if isinstance(error, OSError) and error.errno is None:  # a lost connection, or a time that is over
         return f"no answer within {seconds:g} s"
     return str(error).partition("\n")[0] or type(error).__name__

@@ -131,7 +131,7 @@ def execute(source: Path, output: Path, failed: Path, parameters: dict[str, Any]
     temporary = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
 
     def keep(path: Path) -> Any:
-        copy = slim(scrub(nbformat.read(temporary, as_version=4), parameters.values()))
+        copy = slim(joined(scrub(nbformat.read(temporary, as_version=4), parameters.values())))
         files.write_text(path, nbformat.writes(copy) + "\n")
         return copy
 
@@ -139,7 +139,7 @@ def execute(source: Path, output: Path, failed: Path, parameters: dict[str, Any]
         with kernel.fresh() as options:
             papermill.execute_notebook(
                 str(source), str(temporary), parameters,
-                progress_bar=False, cwd=os.getcwd(), coalesce_streams=True, **options,
+                progress_bar=False, cwd=os.getcwd(), **options,
             )  # fmt: skip
         copy = keep(output)
         failed.unlink(missing_ok=True)  # of an earlier attempt
@@ -231,6 +231,28 @@ def scrub(notebook: Any, given: Iterable[Any] = ()) -> Any:
     for key in ("input_path", "output_path", "environment_variables"):
         clean["metadata"].get("papermill", {}).pop(key, None)
     return clean
+
+
+def joined(notebook: Any) -> Any:
+    """The notebook with what was printed in pieces in one, and of a progress bar only what it showed last.
+
+    nbclient's own ``coalesce_streams`` takes minutes for a line of megabytes.
+    """
+    for cell in notebook["cells"]:
+        outputs: list[Any] = []
+        for output in cell.get("outputs", []):
+            last = outputs[-1] if outputs else {}
+            if output["output_type"] == "stream" == last.get("output_type") and output["name"] == last["name"]:
+                last["text"] += output["text"]
+            else:
+                outputs.append(output)
+        for output in outputs:
+            if output["output_type"] == "stream":
+                lines = output["text"].replace("\r\n", "\n").split("\n")
+                output["text"] = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+        if outputs:
+            cell["outputs"] = outputs
+    return notebook
 
 
 def slim(notebook: Any) -> Any:

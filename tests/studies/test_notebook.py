@@ -215,6 +215,24 @@ def test_an_executed_notebook_is_cut_at_its_longest_outputs():
     assert slim.cells[0].outputs[2].text == "kept"
 
 
+def test_what_was_printed_in_pieces_is_one_and_a_bar_is_what_it_showed_last():
+    """As a terminal shows it: a carriage return begins its line anew. Pictures in between stay in between."""
+    printed = [
+        ("stdout", "a\n"),
+        ("stdout", "b"),
+        ("stderr", "\r  0%|"),
+        ("stderr", "\r 50%|\r100%|\n"),
+        ("stdout", "c\r\n"),
+    ]
+    streams = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in printed]
+    picture = nbformat.v4.new_output("display_data", {"image/png": "x"})
+    cell = nbformat.v4.new_code_cell("x", outputs=[*streams[:2], picture, *streams[2:]])
+    made = notebook.joined(nbformat.v4.new_notebook(cells=[cell]))
+    nbformat.validate(made)
+    first, drawn, bar, last = made.cells[0].outputs
+    assert (first.text, drawn, bar.text, last.text) == ("a\nb", picture, "100%|\n", "c\n")
+
+
 def test_pictures_are_left_out_where_texts_are_not_the_reason():
     pictures = [
         nbformat.v4.new_output("display_data", {"image/png": "x" * size}) for size in (800_000, 300_000)

@@ -110,5 +110,5 @@ $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "ikdlib needs Python 3.11 or later (PYTHON=python3.12 make ...)")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet -e ".[notebooks,test]"
+	$(RUN) -m pip install --quiet -e ".[notebooks,cluster,test]"
 	touch $@

@@ -15,14 +15,14 @@ from ikdlib import __main__
 from ikdlib.commands import options as options_of
 from ikdlib.errors import IkdError
 from ikdlib.reporting import tables  # noqa: F401  (what the table commands need is importable)
-from ikdlib.studies import plan
+from ikdlib.studies import grid, plan
 from ikdlib.studies.notebook import parameters_of
 from ikdlib.studies.study import Study
 
 ROOT = Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
 NOTEBOOKS = [f"notebooks/{path.name}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
-SHOWING = ["README.md", "results/README.md", "benchmarks/README.md", *NOTEBOOKS]
+SHOWING = ["README.md", "results/README.md", "benchmarks/README.md", "examples/slurm/README.md", *NOTEBOOKS]
 
 
 def shown_commands(name: str = "README.md") -> list[str]:
@@ -71,6 +71,12 @@ def check_arguments(words: list[str]) -> None:
         Study(values)
         if hasattr(options, "only"):
             plan.ablation_studies(values, options.only)
+    if getattr(options, "notebook", "") and not options.watch:
+        source = ROOT / options.notebook
+        if options.grid:
+            grid.read(ROOT / options.grid, source, options.values)
+        else:
+            grid.of_options(options.values, source)
 
 
 @pytest.mark.parametrize("document", SHOWING)

@@ -86,6 +86,8 @@ bench: $(VENV)/ready
 	$(RUN) benchmarks/compare.py $(if $(PAIRS),--pairs "$(PAIRS)") --device "$(DEVICE)" --results "$(RESULTS)"
 	$(RUN) benchmarks/where.py $(if $(PAIRS),--pairs "$(PAIRS)") --device "$(DEVICE)" --results "$(RESULTS)"
 	$(RUN) benchmarks/growth.py --device "$(DEVICE)" --results "$(RESULTS)"
+	$(RUN) benchmarks/cells.py --results "$(RESULTS)"
+	$(RUN) benchmarks/scale.py --results "$(RESULTS)"
 
 ## Sixteen paired runs in bf16 and fp32, and whether they are equivalent: DATA= JOBS= (resumes)
 equivalence: $(VENV)/ready

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -87,3 +89,72 @@ def test_the_parts_of_a_step_are_all_of_it_and_the_trainer_is_left_as_it_was(whe
 def test_kernels_are_named(where):
     names = [row["name"] for row in where.kernels("resnet8", torch.device("cpu"))]
     assert "aten::convolution_backward" in names[:2]
+
+
+# On paper
+
+
+@pytest.fixture
+def scale(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import scale
+
+    monkeypatch.setattr(scale, "operations", lambda name: 1000 + len(name))
+    return scale
+
+
+SPEEDS = """pair,program,precision,slabs,seconds_per_epoch,machine
+resnet56/resnet20,reference,fp32,,200,a machine
+resnet56/resnet20,ikdlib,fp32,warm,30,a machine
+resnet56/resnet20,ikdlib,fp32,cold,45,a machine
+resnet56/resnet20,ikdlib,bf16,warm,1,a machine
+resnet56/resnet20,ikdlib,bf16,cold,2,a machine
+"""
+
+
+def test_the_paper_table_counts_every_run_once(scale, tmp_path):
+    """13 pairs x 8 methods x 3 seeds, and `ce` once for each of 9 students and 3 seeds; 6 teachers."""
+    costs = scale.Costs(pd.read_csv(io.StringIO(SPEEDS)), epochs=240)
+    teachers, students = scale.work(costs, (1, 2, 3))
+    assert len(teachers) == 6 and len(students) == 13 * 8 * 3 + 9 * 3
+    # 30 s an epoch, and 10,000 test images at a third of the time of one of 50,000 training images.
+    warm = 240 / 3600 * (30 + 30 / 15)
+    assert costs.student("resnet20") == pytest.approx(warm)
+    assert costs.logits("resnet56") == pytest.approx(240 / 3600 * 15)
+    others = costs.student("vgg8") / costs.student("resnet20")
+    assert others == pytest.approx(1004 / 1008), "not measured: by its operations"
+    cold = [hours for hours in students[: 6 * 3]]
+    assert all(hours > warm for hours in cold), "the first of each (teacher, seed) computes the logits"
+
+
+def test_cells_go_to_whoever_is_free_first(scale):
+    assert scale.hand_out([3, 3, 2, 2, 2], 1) == 12
+    assert scale.hand_out([3, 3, 2, 2, 2], 2) == 7, "3+2 and 3+2, then the last 2"
+    assert scale.hand_out([3, 3, 2, 2, 2], 64) == 3
+
+
+def test_what_was_not_measured_is_said(scale, tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "step-cpu.csv").write_text(SPEEDS)
+    table = scale.table(tmp_path)
+    gpu = table[table["device"] == "one GPU"]
+    assert list(gpu["devices"]) == [1, 8, 64] and set(gpu["hours"]) == {"not measured"}
+    cpu = table[table["device"] != "one GPU"]
+    hours = [float(text) for text in cpu["hours"]]
+    assert hours[0] > hours[1] > hours[2] > hours[0] / 64
+    assert "busy 100 %" in cpu["limit"].iloc[0] and "teachers come first" in cpu["limit"].iloc[2]
+
+
+@pytest.mark.long
+def test_a_cell_costs_a_kernel_and_a_client(monkeypatch, tmp_path):
+    """The measuring program measures: both sides took time and memory, and the cell took more of both."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import cells
+
+    monkeypatch.setattr(cells, "IMPORT", "import json")
+    seconds, memory = cells.overhead(tmp_path, rounds=1)
+    assert seconds["with"] > seconds["bare"] > 0 and memory["with"] > memory["bare"] > 0
+    planned = cells.planning(tmp_path, count=5, done=3, rounds=1)
+    assert planned["measured"] == "planning 5 cells, 3 of them finished: seconds" and planned["with"] > 0
+    *_, left = cells.many(tmp_path, count=2)
+    assert left["measured"] == "2 no-op cells: processes left" and left["with"] == 0

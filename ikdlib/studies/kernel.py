@@ -61,7 +61,7 @@ def fresh() -> Iterator[dict[str, Any]]:
             # The kernel inherits it. A cell that has a status file keeps its own.
             quiet = {status.FILE: os.environ.get(status.FILE, f"{folder}/status.json")}
             with _environment({"IPYTHONDIR": folder, **quiet}):
-                yield {"kernel_name": "python3", "kernel_manager_class": Kernel}
+                yield {"kernel_name": "python3", "language": "python", "kernel_manager_class": Kernel}
         finally:
             send(signal.SIGKILL)
             _managers.clear()

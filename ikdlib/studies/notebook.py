@@ -242,7 +242,8 @@ def joined(notebook: Any) -> Any:
         outputs: list[Any] = []
         for output in cell.get("outputs", []):
             last = outputs[-1] if outputs else {}
-            if output["output_type"] == "stream" == last.get("output_type") and output["name"] == last["name"]:
+            same = last.get("name") == output.get("name")
+            if output["output_type"] == last.get("output_type") == "stream" and same:
                 last["text"] += output["text"]
             else:
                 outputs.append(output)

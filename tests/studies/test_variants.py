@@ -9,7 +9,7 @@ import pytest
 
 from ikdlib.errors import IkdError
 from ikdlib.spec import RunSpec
-from ikdlib.studies import ablations, protocol
+from ikdlib.studies import ablations, plan, protocol
 from ikdlib.studies.study import Study
 from ikdlib.studies.teachers import TeacherFile
 from ikdlib.studies.variants import RATE, Variant, base_of, variant_of
@@ -205,3 +205,46 @@ def test_every_label_of_a_study_is_a_run_of_its_own(make):
         assert len({variant.label for variant in variants}) == len(
             {(variant.method, tuple(sorted(variant.changes.items()))) for variant in variants}
         )
+
+
+# As text, for a notebook's parameter
+
+
+@pytest.mark.parametrize(
+    "text, changes",
+    [
+        ("", {}),
+        ("ikd.weight=4", {"ikd.weight": 4}),
+        (" ikd.temperature = 0.5 ,temperature=2,", {"ikd.temperature": 0.5, "temperature": 2}),
+        ("ikd.target=one_hot", {"ikd.target": "one_hot"}),
+        ("recipe.nesterov=False", {"recipe.nesterov": False}),
+        ("rate_factor=1e-1", {"rate_factor": 0.1}),
+    ],
+)  # fmt: skip
+def test_changes_are_read_from_text(text, changes):
+    found = Variant.written("dkd+ikd", text)
+    assert found == Variant("dkd+ikd", changes)
+    assert [type(value) for value in found.changes.values()] == [type(value) for value in changes.values()]
+
+
+@pytest.mark.parametrize("text", ["ikd.weight", "ikd.weight=", "=4", "ikd.weight=1, ikd.weight=2"])
+def test_changes_that_say_nothing_are_refused(text):
+    with pytest.raises(IkdError, match="is not NAME=VALUE") as error:
+        Variant.written("dkd+ikd", text)
+    assert "\n" not in str(error.value)
+
+
+def test_every_variant_of_every_ablation_can_be_written_and_read(studies):
+    """Notebook 11 gets them as text, and has to train the very same run."""
+    settings = studies.settings(pairs="resnet14/resnet8", teachers=studies.teachers("resnet14"))
+    seen = 0
+    for found in plan.ablation_studies(settings).values():
+        for study in found:
+            for student in study.students():
+                again = Variant.written(student.variant.method, student.variant.text)
+                assert again == student.variant and again.label == student.variant.label
+                alone = Study(study.settings, variants=[again])
+                (job,) = alone.jobs(student.pair, again.label)
+                assert job.spec == student.job.spec
+                seen += bool(student.variant.changes)
+    assert seen > 30

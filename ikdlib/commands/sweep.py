@@ -100,6 +100,9 @@ def _places(options: argparse.Namespace) -> dict[str, str]:
 
 def _jobs(text: str) -> int:
     try:
-        return 0 if text in ("", "auto") else int(text)
+        count = 0 if text in ("", "auto") else int(text)
     except ValueError:
         raise IkdError(f"jobs: {text!r} is not a whole number") from None
+    if count < 0:
+        raise IkdError(f"jobs: {count} is less than one at a time; 0 or auto chooses")
+    return count

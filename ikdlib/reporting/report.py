@@ -30,13 +30,13 @@ def write(results: Path) -> Path:
         IkdError: no such folder, or no run in it.
     """
     from ikdlib.reporting.page import write_page
-    from ikdlib.studies.notebook import execute
+    from ikdlib.studies.notebook import execute_here
 
     if not any(folders(root) for root in roots(results)):
         raise IkdError(f"results: no run in {results}; `make demo` or `make reproduce-cifar` makes some")
     with TemporaryDirectory() as folder:
         output = Path(folder) / "90_report.ipynb"
-        executed = execute("90_report", output, {"results": str(results)})
+        executed = execute_here("90_report", output, {"results": str(results)})
         return write_page(executed, results / "report.html", "IKD, reproduced")
 
 

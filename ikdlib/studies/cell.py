@@ -72,6 +72,21 @@ class Task(Settings):
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def write_record(self, error: str | None, seconds: float, outcome: dict[str, Any]) -> None:
+        """Write how the cell ended: well, or with an error of one line."""
+        record = {
+            "format_version": FORMAT_VERSION, "id": self.id, "parameters": notebook.shown(self.parameters),
+            "notebook_sha256": self.digest, "status": "failed" if error else "finished",
+            "seconds": round(seconds, 2), "attempts": self.attempt, "outcome": outcome, "error": error,
+            "ikdlib": ikdlib.__version__, "warnings": status.read(self.status_file)["warnings"],
+        }  # fmt: skip
+        files.write_json(self.output.with_suffix(".json"), record)
+
+    def tidy(self) -> None:
+        """Remove what a process that was killed had half done; nobody else is at it."""
+        for path in (*self.output.parent.glob(f".{self.id}.*"), self.status_file):
+            path.unlink(missing_ok=True)
+
     @property
     def taken(self) -> bool:
         """Whether another process is at it now."""
@@ -123,38 +138,41 @@ def _execute(task: Task) -> int:
         raise IkdError(f"{words}; update one of them")
     stopped = threading.Event()
     _stop_on_signals(stopped)
+    task.tidy()
     os.environ[status.FILE] = str(task.status_file.resolve())
     began, outcome, failure = time.monotonic(), {}, None
     try:
-        copy = notebook.execute(Path(task.notebook), task.output, task.failed, task.parameters)
+        copy = notebook.execute(
+            Path(task.notebook), task.output, task.failed, task.parameters, stopped.is_set
+        )
         try:
             outcome = notebook.outcome_of(copy)
         except IkdError as error:  # the notebook is to be mended as after any other failure
             os.replace(task.output, task.failed)
             raise notebook.Failure("IkdError", str(error), task.failed) from None
-    except notebook.Failure as error:
+    except KeyboardInterrupt:
+        return children.STOPPED[0]
+    except Exception as error:
+        if not (stopped.is_set() or isinstance(error, notebook.Failure)):
+            raise
         failure = error
         if stopped.is_set():
             task.failed.unlink(missing_ok=True)  # it did not fail
             return children.STOPPED[0]
-    record = {
-        "format_version": FORMAT_VERSION, "id": task.id, "parameters": notebook.shown(task.parameters),
-        "notebook_sha256": task.digest, "status": "failed" if failure else "finished",
-        "seconds": round(time.monotonic() - began, 2), "attempts": task.attempt, "outcome": outcome,
-        "error": None if failure is None else _explained(failure), "ikdlib": ikdlib.__version__,
-        "warnings": status.read(task.status_file)["warnings"],
-    }  # fmt: skip
-    files.write_json(task.output.with_suffix(".json"), record)
+    error = None if failure is None else _explained(failure)
+    task.write_record(error, time.monotonic() - began, outcome)
     if failure is None:
         return children.FINISHED
-    print(record["error"], file=sys.stderr)
-    if failure.kind == "OutOfMemoryError":
-        return children.NO_GPU_MEMORY
-    return children.DISK_FULL if os.strerror(errno.ENOSPC) in failure.text else children.FAILED
+    print(error, file=sys.stderr)
+    kinds = {"OutOfMemoryError": children.NO_GPU_MEMORY, "DeadKernelError": children.KERNEL_DIED}
+    full = os.strerror(errno.ENOSPC) in failure.text
+    return children.DISK_FULL if full else kinds.get(failure.kind, children.FAILED)
 
 
 def _explained(failure: notebook.Failure) -> str:
-    return failure.text if failure.kind == "IkdError" else f"{failure.kind}: {failure.text}"
+    return (
+        failure.text if failure.kind in ("IkdError", "DeadKernelError") else f"{failure.kind}: {failure.text}"
+    )
 
 
 def _stop_on_signals(stopped: threading.Event) -> None:
@@ -162,7 +180,7 @@ def _stop_on_signals(stopped: threading.Event) -> None:
 
     def end() -> None:
         time.sleep(PATIENCE)
-        kernel.send(signal.SIGKILL)
+        kernel.end()
         os._exit(children.STOPPED[0])
 
     def stop(*_: Any) -> None:
@@ -174,7 +192,7 @@ def _stop_on_signals(stopped: threading.Event) -> None:
     def orphaned() -> None:
         stop()
         time.sleep(kernel.GRACE)
-        kernel.send(signal.SIGKILL)
+        kernel.end()
         os._exit(children.STOPPED[0])
 
     signal.signal(signal.SIGINT, stop)

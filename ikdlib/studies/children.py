@@ -34,6 +34,8 @@ FINISHED, FAILED, DIVERGED = 0, 2, 3
 ELSEWHERE = 75
 """Exit status of a child that found another process at its work (EX_TEMPFAIL)."""
 NO_GPU_MEMORY, DISK_FULL = 76, 74
+KERNEL_DIED = 70
+"""As a rule it was killed for want of memory: a kernel is larger than the process that watches it."""
 STOPPED = (130, 143)
 """Stopped by SIGINT or SIGTERM, and saved."""
 

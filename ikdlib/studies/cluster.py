@@ -56,7 +56,7 @@ class Cluster(Executor):
         self._client = _connect(scheduler)
         self._workers: dict[str, Any] = {}
         self._looked = -1.0
-        self._stopped = False
+        self._stopped, self._told = False, set[str]()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -86,7 +86,7 @@ class Cluster(Executor):
             return
         try:
             ask = self._client.scheduler.identity
-            self._workers = self._client.sync(ask, n_workers=-1, callback_timeout=ANSWER_SECONDS)["workers"]
+            self._workers = self._client.sync(ask, callback_timeout=ANSWER_SECONDS)["workers"]
         except (OSError, AttributeError):  # it is going: the cells' futures say so
             pass
         self._looked = time.monotonic()
@@ -109,7 +109,7 @@ class Cluster(Executor):
         wanted = {"resources": {RESOURCE: self._share}} if self._gpus_offered else {}
         # A scheduler unpickles what it is given, and need not have the package: this for it are bytes.
         call = pickle.dumps(Call(function, arguments, named))
-        executor = self._client.get_executor(pure=False, **wanted)
+        executor = self._client.get_executor(**wanted)
         return executor.submit(pickle.loads, call, key=f"cell-{uuid4().hex}")
 
     def fewer(self) -> None:
@@ -120,12 +120,14 @@ class Cluster(Executor):
         """Ask all cells to save and end; start no more; return when that was said to every worker."""
         self._stopped = True
         self._look(every=0.0)
-        self._ask(children.stop, self.owner)
+        new = self._workers.keys() - self._told
+        self._told |= new
+        self._ask(children.stop, self.owner, among=new)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Leave the cluster as it is; what has not ended is cancelled."""
         if self._stopped:
-            self.stop()  # workers may have come since, and been given what waited
+            self.stop()  # workers that came since may have been given what waited
         try:
             self._client.close(timeout=ANSWER_SECONDS)
         except (OSError, AssertionError):
@@ -192,7 +194,7 @@ class Cluster(Executor):
         function: Callable[..., Any],
         *arguments: Any,
         among: Iterable[str] | None = None,
-        seconds: float = ANSWER_SECONDS,
+        seconds: float = 0.0,
     ) -> dict[str, Any]:
         """What each worker answers, or why it does not: one that hangs keeps none of the others waiting."""
         workers = list(self._workers if among is None else among)
@@ -200,7 +202,7 @@ class Cluster(Executor):
         async def ask(worker: str) -> Any:
             try:
                 asked = self._client.run(function, *arguments, workers=[worker], on_error="return")
-                return (await asyncio.wait_for(asked, seconds))[worker]
+                return (await asyncio.wait_for(asked, seconds or ANSWER_SECONDS))[worker]
             except Exception as error:
                 return error
 
@@ -214,10 +216,12 @@ def _connect(scheduler: str) -> Client:
     """A client of a scheduler that has answered.
 
     Raises:
-        IkdError: none does.
+        IkdError: none does, or the package that asks is missing.
     """
-    from distributed import Client
-
+    try:
+        from distributed import Client
+    except ModuleNotFoundError:
+        raise IkdError("scheduler: needs the package distributed: pip install 'ikdlib[cluster]'") from None
     # What its loggers and warnings have to say, a line of ours says: they print tracebacks.
     for name in ("distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -259,9 +263,8 @@ async def _identity(address: str) -> None:
 
 
 def _why(error: Exception, seconds: float) -> str:
-    if missing := re.search(
-        r"No module named '([\w.]+)'", str(error)
-    ):  # the text of one is all that comes back
+    # Of an error before the function was called, only the text comes back.
+    if missing := re.search(r"No module named '([\w.]+)'", str(error)):
         return f"no module {missing[1]!r} there; install ikdlib {ikdlib.__version__} there"
     if isinstance(error, OSError) and error.errno is None:  # a lost connection, or a time that is over
         return f"no answer within {seconds:g} s"

@@ -145,6 +145,7 @@ def _end(piece: Piece, future: Future, waiting: deque[Piece], engine, summary: S
         if code == children.FINISHED:
             piece.task.log.unlink(missing_ok=True)
         return True
+    killed = code < 0 or code in (*children.STOPPED, children.KERNEL_DIED)
     if code == children.ELSEWHERE:
         piece.attempts -= 1
         waiting.append(piece)
@@ -154,11 +155,14 @@ def _end(piece: Piece, future: Future, waiting: deque[Piece], engine, summary: S
         piece.starved = True
         engine.fewer()
         waiting.append(piece)
-    elif (code < 0 or code in children.STOPPED) and piece.attempts < ATTEMPTS:
+    elif killed and piece.attempts < ATTEMPTS:
         waiting.appendleft(piece)
     else:
         why = children.reason(code, words) if code not in children.STOPPED else "stopped by a signal"
-        times = f", {piece.attempts} times" if code < 0 else ""
-        summary.failed[piece.name] = why.removeprefix("ikdlib: ") + times
+        why = why.removeprefix("ikdlib: ") + (f", {piece.attempts} times" if killed else "")
+        summary.failed[piece.name] = why
+        if killed and not piece.task.taken:
+            piece.task.tidy()
+            piece.task.updated(attempt=piece.attempts).write_record(why, 0.0, {})
         return True
     return False

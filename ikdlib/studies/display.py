@@ -153,13 +153,14 @@ class Display:
 def watch(folder: Path) -> None:
     """Show, until it ends, what another process is doing in ``folder``: what its `Display` writes there."""
     path, seen = folder / FILE, False
-    from tqdm import tqdm
-
+    printed = 0.0
     while (state := _read(path)) is not None:
         seen = True
-        # One block after another: it can be read in any terminal, and in a file.
-        tqdm.write("\n".join([sentence(state), *(f"  {line}" for line in state["running"])]))
-        time.sleep(2.0 if sys.stdout.isatty() else EVERY_IN_A_LOG)
+        if time.monotonic() - printed > (2.0 if sys.stdout.isatty() else EVERY_IN_A_LOG) or not printed:
+            printed = time.monotonic()
+            # One block after another: it can be read in any terminal, and in a file.
+            print("\n".join([sentence(state), *(f"  {line}" for line in state["running"])]), flush=True)
+        time.sleep(EVERY / 2)
     print(f"{folder.name}: {'it has ended' if seen else 'nothing runs there now'}")
 
 

@@ -8,6 +8,7 @@ once two may pick the same; they read the user's start-up files; and what a note
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -28,6 +29,7 @@ LONGEST_SOCKET = 90
 """Bytes of a Unix socket's path (108 on Linux, 104 on macOS), less the part the kernel's own name takes."""
 
 
+_folders: list[str] = []
 _managers: list[Any] = []
 """Of the kernels that run now, for `send`."""
 
@@ -42,6 +44,7 @@ def fresh() -> Iterator[dict[str, Any]]:
     from jupyter_client.manager import AsyncKernelManager
 
     with TemporaryDirectory(dir=_short_folder(), prefix="ikd") as folder:
+        _folders.append(folder)
         (Path(folder) / "profile_default").mkdir()
         (Path(folder) / "profile_default" / "ipython_kernel_config.py").write_text(CONFIG)
 
@@ -50,6 +53,11 @@ def fresh() -> Iterator[dict[str, Any]]:
                 files = {"connection_file": f"{folder}/kernel.json", "ip": f"{folder}/socket"}
                 super().__init__(**settings, transport="ipc", **files)
                 _managers.append(self)
+
+            def client(self, **settings: Any) -> Any:
+                client = super().client(**settings)
+                client.context.rcvhwm = 0  # else ZeroMQ drops outputs that come faster than they are written
+                return client
 
             @property
             def kernel_spec(self) -> KernelSpec:
@@ -77,6 +85,13 @@ def send(number: int) -> None:
             pass  # it went before
 
 
+def end() -> None:
+    """The kernels of this process, which is going to leave no time for more."""
+    send(signal.SIGKILL)
+    for folder in _folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _short_folder() -> str | None:
     """Where sockets may lie: a path that is too long for one cannot be bound."""
     return None if len(os.fsencode(gettempdir())) < LONGEST_SOCKET - 20 else "/tmp"
@@ -97,6 +112,7 @@ def _orphaned() -> None:
     """A training saves on SIGINT; then the whole group ends, with whatever else the notebook started."""
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(GRACE)
+    shutil.rmtree(os.environ["IPYTHONDIR"], ignore_errors=True)  # who would do it was killed
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
@@ -106,9 +122,14 @@ def main() -> None:
     # ipykernel's own watch would end the process at once, before anything is saved: process 1 it lets be.
     os.environ["JPY_PARENT_PID"] = "1"
     stay_nice()
-    from ipykernel import kernelapp
+    from ipykernel.kernelapp import IPKernelApp
 
-    kernelapp.launch_new_instance()
+    class Lossless(IPKernelApp):
+        def init_iopub(self, context: Any) -> None:
+            context.sndhwm = 0  # as in `fresh`
+            super().init_iopub(context)
+
+    Lossless.launch_instance()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from ikdlib.studies import kernel
 SOURCES = Path(ikdlib.__file__).parent.parent / "notebooks"
 LARGEST = 1_000_000
 """Bytes of an executed notebook; what is over it is cut from the longest outputs."""
+OUTPUT_SECONDS = 600
+"""How long the client may take to read what a cell has printed, after the cell has ended."""
 KEPT_OF_AN_OUTPUT = 10_000
 """Characters kept of a text that is cut, half of its beginning and half of its end."""
 
@@ -113,14 +115,25 @@ def check_parameters(source: Path, given: dict[str, Any]) -> None:
             raise IkdError(f"{source.name}: {name} is NaN; give a number")
 
 
-def execute(source: Path, output: Path, failed: Path, parameters: dict[str, Any]) -> Any:
+def execute(
+    source: Path,
+    output: Path,
+    failed: Path,
+    parameters: dict[str, Any],
+    stopped: Callable[[], bool] = lambda: False,
+) -> Any:
     """Run a notebook with parameters that were checked; the executed copy goes to ``output``.
+
+    Args:
+        stopped: asked before each cell, because a kernel that is starting, or between two cells, hears no
+            signal.
 
     Returns:
         the executed notebook (nbformat's node), scrubbed.
 
     Raises:
         Failure: a cell failed; the copy goes to ``failed``.
+        KeyboardInterrupt: it was stopped between two cells.
     """
     import nbformat
     import papermill
@@ -129,6 +142,10 @@ def execute(source: Path, output: Path, failed: Path, parameters: dict[str, Any]
 
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
+
+    def look(**_: Any) -> None:
+        if stopped():
+            raise KeyboardInterrupt
 
     def keep(path: Path) -> Any:
         copy = slim(joined(scrub(nbformat.read(temporary, as_version=4), parameters.values())))
@@ -139,7 +156,8 @@ def execute(source: Path, output: Path, failed: Path, parameters: dict[str, Any]
         with kernel.fresh() as options:
             papermill.execute_notebook(
                 str(source), str(temporary), parameters,
-                progress_bar=False, cwd=os.getcwd(), **options,
+                progress_bar=False, cwd=os.getcwd(), on_cell_start=look,
+                iopub_timeout=OUTPUT_SECONDS, **options,
             )  # fmt: skip
         copy = keep(output)
         failed.unlink(missing_ok=True)  # of an earlier attempt

@@ -16,7 +16,7 @@ from ikdlib import runs
 from ikdlib.errors import IkdError
 from ikdlib.reporting.report import write as report
 from ikdlib.runs import Run
-from ikdlib.studies.notebook import execute
+from ikdlib.studies.notebook import execute_here as execute
 from ikdlib.studies.variants import variant_of
 
 FAST = {"profile": "demo", "epochs": 1}

@@ -146,6 +146,20 @@ def test_one_that_is_killed_each_time_fails_with_the_signal(run, pieces):
         summary.check()
 
 
+def test_a_kernel_that_died_is_tried_again_too(run, pieces):
+    engine = Pretence(1, {"a": [children.KERNEL_DIED, -9], "b": [children.KERNEL_DIED] * 3})
+    summary = run(engine, pieces("a", "b"))
+    assert engine.started == [("a", 1), ("a", 2), ("a", 3), ("b", 1), ("b", 2), ("b", 3)]
+    assert summary.failed == {"cell b": "its last words, 3 times"}
+
+
+def test_one_that_was_killed_each_time_has_a_record_of_it(run, pieces, tmp_path):
+    run(Pretence(1, {"a": [-9] * 3}), pieces("a"))
+    record = json.loads((tmp_path / "cells" / "a.json").read_text())
+    assert (record["status"], record["attempts"], record["outcome"]) == ("failed", 3, {})
+    assert record["error"] == "killed by SIGKILL (out of memory, as a rule), 3 times"
+
+
 def test_a_failure_is_not_tried_again_in_one_command(run, pieces):
     engine = Pretence(2, {"a": [children.FAILED]})
     summary = run(engine, pieces("a", "b"))

@@ -32,6 +32,11 @@ CHOSEN = --profile "$(PROFILE)" --pairs "$(PAIRS)" --methods "$(METHODS)" --seed
 	--teachers "$(TEACHERS)" --device "$(DEVICE)" --results "$(RESULTS)" --jobs "$(JOBS)"
 WHERE = --scheduler "$(SCHEDULER)" $(if $(filter-out 0,$(WATCH)),--watch) $(if $(filter-out 0,$(DRY)),--dry)
 
+# Where they mean nothing, these would start a training instead of showing one.
+ifneq ($(WATCH)$(SCHEDULER),)
+$(foreach goal,$(filter demo equivalence evidence,$(MAKECMDGOALS)),$(error $(goal) takes neither WATCH nor SCHEDULER))
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help demo reproduce-cifar teachers ablations sweep report data lab test test-all bench equivalence evidence lint clean
 
@@ -59,7 +64,7 @@ ablations: $(VENV)/ready
 ## Any notebook over a grid of its parameters: NB= GRID= NAME= SCHEDULER= WATCH=1 DRY=1 ...
 sweep: $(VENV)/ready
 	$(RUN) -m ikdlib sweep --notebook "$(NB)" --grid "$(GRID)" --name "$(NAME)" --data "$(DATA)" \
-		--teachers "$(TEACHERS)" --device "$(DEVICE)" --results "$(RESULTS)" --jobs "$(JOBS)" $(WHERE)
+		--teachers "$(TEACHERS)" --device "$(DEVICE)" --results "$(filter-out results,$(RESULTS))" --jobs "$(JOBS)" $(WHERE)
 
 ## One page of everything that was measured: results/report.html (trains nothing)
 report: $(VENV)/ready

@@ -30,7 +30,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="in its place, or over it",
     )
     sweep.add_argument("--name", default="", metavar="NAME", help="of the folder in RESULTS/sweeps")
-    sweep.add_argument("--results", default="results", metavar="RESULTS")
+    sweep.add_argument("--results", default="", metavar="RESULTS", help="folder (results)")
     sweep.add_argument(
         "--jobs", default="0", metavar="JOBS", help="cells at once; 0 or auto: one a core or GPU"
     )
@@ -48,7 +48,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
     if not options.notebook:
         raise IkdError("notebook: none was named (NB=notebooks/11_distill_student.ipynb)")
-    source, results = Path(options.notebook), Path(options.results)
+    source, results = Path(options.notebook), Path(options.results or "results")
     if options.watch:
         watch(results / "sweeps" / (options.name or source.stem))
         return 0
@@ -71,19 +71,24 @@ def _execute(sweep: Sweep, pieces: list[Piece], count: int, options: argparse.Na
     """Run what is not done, then write the table and the plots of what is; 1 if a cell failed."""
     from ikdlib.reporting.sweep import write
     from ikdlib.studies import dispatch
-    from ikdlib.studies.display import Display
+    from ikdlib.studies.display import Display, forget
     from ikdlib.studies.engine import open_engine
 
     jobs = _jobs(options.jobs)
+    if options.device not in ("", "auto", "cpu", "cuda"):
+        raise IkdError(f"device: {options.device!r} is none of auto, cpu and cuda")
     summary = dispatch.Summary(len(pieces), done=len(pieces))
-    if not count:
-        sweep.begin()  # the grid may be a smaller one than before
-    else:
+    if count:
         device = options.device or "auto"
-        with open_engine(options.scheduler, jobs, device, count, sweep.folder) as engine:
+        data = _data_of(sweep), options.data
+        with open_engine(options.scheduler, jobs, device, count, sweep.folder, *data) as engine:
             sweep.begin()
             display = Display(sweep.folder.name, sweep.folder, lambda: engine.slots)
-            summary = dispatch.run(pieces, engine, sweep.folder, display)
+            try:
+                summary = dispatch.run(pieces, engine, sweep.folder, display)
+            finally:
+                forget(sweep.folder)
+    sweep.begin()  # another command may have asked for another grid meanwhile
     table, *_ = write(sweep.folder)
     print("\n".join([*summary.lines, str(table)]))
     return 0 if summary.done == summary.total else 1
@@ -92,10 +97,20 @@ def _execute(sweep: Sweep, pieces: list[Piece], count: int, options: argparse.Na
 def _places(options: argparse.Namespace) -> dict[str, str]:
     """What is passed on to the notebook; whole paths, where cells on other machines are to find them."""
     found = {name: getattr(options, name) for name in ("results", *PLACES)}
+    found["device"] = "" if options.device == "auto" else options.device
     if options.scheduler:
         paths = ("results", "data", "teachers")
         found |= {name: str(Path(found[name]).resolve()) for name in paths if found[name]}
     return found
+
+
+def _data_of(sweep: Sweep) -> str:
+    """The data set its cells need, where the notebook has a `profile` as ours have; else unknown."""
+    from ikdlib.studies.profiles import PROFILES
+
+    chosen = {cell.get("profile", sweep.defaults.get("profile")) for cell in sweep.grid.cells}
+    names = {PROFILES[name].data for name in chosen if name in PROFILES}
+    return max(names, default="", key=lambda name: name == "cifar100")
 
 
 def _jobs(text: str) -> int:

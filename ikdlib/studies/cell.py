@@ -6,10 +6,10 @@ and then, last, a record: a cell without a record is not done. Nothing here impo
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -27,6 +27,8 @@ from ikdlib.spec import Settings
 from ikdlib.studies import children, kernel, notebook
 
 FORMAT_VERSION = 1
+NO_GPU_MEMORY = re.compile("CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDA out of memory")
+"""What does not come as torch's OutOfMemoryError: a context, a graph or a library that found no room."""
 PATIENCE = 40.0
 """Seconds for a notebook that was asked to stop, then its kernel is ended: a compiler heeds nobody."""
 
@@ -37,6 +39,7 @@ class Task(Settings):
     Attributes:
         notebook: the source, in the shared results folder.
         digest: of the code in it; a record made by other code is none. "": what is done, the caller knows.
+        cwd: folder in which the notebook runs: the command's.
         code: `code_digest` of the package that planned the cell; "" where it runs on the same machine.
     """
 
@@ -45,6 +48,7 @@ class Task(Settings):
     notebook: str
     digest: str
     parameters: dict[str, Any]
+    cwd: str = ""
     code: str = ""
     attempt: int = 1
 
@@ -84,7 +88,10 @@ class Task(Settings):
 
     def tidy(self) -> None:
         """Remove what a process that was killed had half done; nobody else is at it."""
-        for path in (*self.output.parent.glob(f".{self.id}.*"), self.status_file):
+        half_done = [
+            path for place in (self.output, self.failed) for path in place.parent.glob(f".{self.id}.*")
+        ]
+        for path in (*half_done, self.status_file):
             path.unlink(missing_ok=True)
 
     @property
@@ -139,6 +146,13 @@ def _execute(task: Task) -> int:
     stopped = threading.Event()
     _stop_on_signals(stopped)
     task.tidy()
+    task.output.with_suffix(".json").unlink(missing_ok=True)  # a record is of the last execution
+    if task.digest and notebook.digest_of(Path(task.notebook)) != task.digest:
+        raise IkdError(f"{Path(task.notebook).name}: the copy in the results folder was edited; start again")
+    if Path(task.cwd or ".").is_dir():
+        os.chdir(task.cwd or ".")
+    else:
+        raise IkdError(f"{task.cwd}: the folder the command was started in does not exist here")
     os.environ[status.FILE] = str(task.status_file.resolve())
     began, outcome, failure = time.monotonic(), {}, None
     try:
@@ -157,16 +171,19 @@ def _execute(task: Task) -> int:
             raise
         failure = error
         if stopped.is_set():
-            task.failed.unlink(missing_ok=True)  # it did not fail
+            if isinstance(error, notebook.Failure):
+                task.failed.unlink(missing_ok=True)  # it did not fail
             return children.STOPPED[0]
     error = None if failure is None else _explained(failure)
     task.write_record(error, time.monotonic() - began, outcome)
     if failure is None:
         return children.FINISHED
     print(error, file=sys.stderr)
-    kinds = {"OutOfMemoryError": children.NO_GPU_MEMORY, "DeadKernelError": children.KERNEL_DIED}
-    full = os.strerror(errno.ENOSPC) in failure.text
-    return children.DISK_FULL if full else kinds.get(failure.kind, children.FAILED)
+    if any(os.strerror(number) in failure.text for number in children.FULL):
+        return children.DISK_FULL
+    if failure.kind == "OutOfMemoryError" or NO_GPU_MEMORY.search(failure.text):
+        return children.NO_GPU_MEMORY
+    return children.KERNEL_DIED if failure.kind == "DeadKernelError" else children.FAILED
 
 
 def _explained(failure: notebook.Failure) -> str:
@@ -210,7 +227,7 @@ def main() -> int:
         return children.FAILED
     except OSError as error:
         print(f"ikdlib: {error}", file=sys.stderr)
-        return children.DISK_FULL if error.errno == errno.ENOSPC else children.FAILED
+        return children.DISK_FULL if error.errno in children.FULL else children.FAILED
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ So it needs nothing but the package, and what it is given and gives back can be 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +35,12 @@ FINISHED, FAILED, DIVERGED = 0, 2, 3
 ELSEWHERE = 75
 """Exit status of a child that found another process at its work (EX_TEMPFAIL)."""
 NO_GPU_MEMORY, DISK_FULL = 76, 74
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""A full disk, or a full quota, as it mostly is on a cluster."""
 KERNEL_DIED = 70
 """As a rule it was killed for want of memory: a kernel is larger than the process that watches it."""
+LOST = 71
+"""Workers of a cluster died with the cell."""
 STOPPED = (130, 143)
 """Stopped by SIGINT or SIGTERM, and saved."""
 
@@ -64,8 +69,9 @@ class Child:
 _guard = threading.Lock()
 _running: dict[str, set[subprocess.Popen]] = defaultdict(set)
 _stopped: set[str] = set()
-place = threading.local()
-"""``place.gpu``: the GPU of the thread that runs children, where a pool gives each thread one."""
+_on_gpu: Counter[str] = Counter()
+gpus: tuple[str, ...] = ()
+"""This process's GPUs, where there are several to go round: a child gets the one with fewest children."""
 
 
 def run(child: Child) -> tuple[int, str]:
@@ -75,12 +81,13 @@ def run(child: Child) -> tuple[int, str]:
     """
     child.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**ENVIRONMENT, **os.environ, **child.environment, PARENT: str(os.getpid())}
-    if (gpu := getattr(place, "gpu", None)) is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
     with open(child.log, "ab") as log:
         with _guard:
             if child.owner in _stopped:
                 return STOPPED[0], ""
+            if gpu := min(gpus, key=_on_gpu.__getitem__, default=""):
+                environment["CUDA_VISIBLE_DEVICES"] = gpu
+                _on_gpu[gpu] += 1
             process = subprocess.Popen(
                 [sys.executable, "-m", *child.arguments],
                 stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True,
@@ -92,6 +99,7 @@ def run(child: Child) -> tuple[int, str]:
         finally:
             with _guard:
                 _running[child.owner].discard(process)
+                _on_gpu[gpu] -= 1
     return process.returncode, last_words(child.log)
 
 

@@ -42,6 +42,8 @@ class Piece:
     done: Callable[[], bool] = lambda: False
     attempts: int = 0
     starved: bool = False  # had no GPU memory
+    slots: int = 0  # cells at once when it was started
+    elsewhere: bool = False  # another process was at it
     after: float = 0.0  # not to be started before this moment
 
 
@@ -58,7 +60,7 @@ class Summary:
     def lines(self) -> list[str]:
         """For a reader; the last one is why, where not all is done."""
         left = self.total - self.done - len(self.failed)
-        words = f"{self.total} cells: {self.done} finished"
+        words = f"{self.total} cell{'s' * (self.total != 1)}: {self.done} finished"
         words += f", {len(self.failed)} failed" if self.failed else ""
         words += f", {left} not done ({self.reason})" if left else ""
         return [f"failed: {name}: {why}" for name, why in self.failed.items()] + [words]
@@ -75,7 +77,7 @@ def run(pieces: Iterable[Piece], engine, folder: Path, display: Display) -> Summ
     Raises:
         KeyboardInterrupt: after the running cells have saved; the rest was not started.
     """
-    pieces = list(pieces)
+    pieces, began = list(pieces), time.time()
     waiting = deque(piece for piece in pieces if not piece.done())
     summary = Summary(len(pieces), done=len(pieces) - len(waiting))
     display.begin(list(waiting), summary.done)
@@ -88,11 +90,16 @@ def run(pieces: Iterable[Piece], engine, folder: Path, display: Display) -> Summ
                     summary.done += 1
                     display.ended(piece)
                     continue
+                if piece.elsewhere and (why := _failed_elsewhere(piece, began)):
+                    summary.failed[piece.name] = why
+                    display.ended(piece, failed=True)
+                    continue
                 if piece.task.taken:
+                    piece.elsewhere = True
                     piece.after = time.monotonic() + 2.0
                     waiting.append(piece)
                     continue
-                piece.attempts += 1
+                piece.attempts, piece.slots = piece.attempts + 1, engine.slots
                 display.started(piece)
                 running[engine.submit(children.run, _child(piece, engine))] = piece
             if summary.reason and not running:
@@ -103,7 +110,7 @@ def run(pieces: Iterable[Piece], engine, folder: Path, display: Display) -> Summ
             for future in ended:
                 piece = running.pop(future)
                 if _end(piece, future, waiting, engine, summary):
-                    display.ended(piece)
+                    display.ended(piece, failed=piece.name in summary.failed)
             display.show(running.values(), summary)
     except BaseException:
         engine.stop()
@@ -117,6 +124,14 @@ def run(pieces: Iterable[Piece], engine, folder: Path, display: Display) -> Summ
 def _next(waiting: deque[Piece]) -> Piece | None:
     now = time.monotonic()
     return next((piece for piece in waiting if piece.after <= now), None)
+
+
+def _failed_elsewhere(piece: Piece, since: float) -> str:
+    """Why a cell failed in another process that was at it while we waited; that is not tried once more."""
+    record = piece.task.record() or {}
+    path = piece.task.output.with_suffix(".json")
+    new = record.get("status") == "failed" and path.stat().st_mtime > since and not piece.task.taken
+    return str(record.get("error") or "it failed") if new else ""
 
 
 def _room(folder: Path, summary: Summary) -> bool:
@@ -138,14 +153,19 @@ def _end(piece: Piece, future: Future, waiting: deque[Piece], engine, summary: S
     except CancelledError:
         summary.reason = "the scheduler is gone"
         return False
-    except Exception as error:  # Dask gave up: three workers died of it
-        code, words = children.FAILED, f"{type(error).__name__}: {error}"
+    except Exception as error:  # the log cannot be written; or Dask gave up, because workers died with it
+        full = isinstance(error, OSError) and error.errno in children.FULL
+        lost = type(error).__name__ == "KilledWorker"
+        code = children.DISK_FULL if full else children.LOST if lost else children.FAILED
+        words = f"{type(error).__name__}: {error}"
     if code == children.FINISHED or (code != children.ELSEWHERE and piece.done()):
         summary.done += 1
         if code == children.FINISHED:
             piece.task.log.unlink(missing_ok=True)
         return True
-    killed = code < 0 or code in (*children.STOPPED, children.KERNEL_DIED)
+    killed = code < 0 or code in (*children.STOPPED, children.KERNEL_DIED, children.LOST)
+    if code in children.STOPPED and engine.code:
+        piece.attempts -= 1  # a cluster's job reached its time limit: a cell may take longer than a job
     if code == children.ELSEWHERE:
         piece.attempts -= 1
         waiting.append(piece)
@@ -153,7 +173,8 @@ def _end(piece: Piece, future: Future, waiting: deque[Piece], engine, summary: S
         summary.reason = "the disk is full"
     elif code == children.NO_GPU_MEMORY and not piece.starved:
         piece.starved = True
-        engine.fewer()
+        if engine.slots >= piece.slots:  # of several that starved together one is enough
+            engine.fewer()
         waiting.append(piece)
     elif killed and piece.attempts < ATTEMPTS:
         waiting.appendleft(piece)
@@ -161,8 +182,9 @@ def _end(piece: Piece, future: Future, waiting: deque[Piece], engine, summary: S
         why = children.reason(code, words) if code not in children.STOPPED else "stopped by a signal"
         why = why.removeprefix("ikdlib: ") + (f", {piece.attempts} times" if killed else "")
         summary.failed[piece.name] = why
-        if killed and not piece.task.taken:
+        if not piece.task.taken:
             piece.task.tidy()
-            piece.task.updated(attempt=piece.attempts).write_record(why, 0.0, {})
+            if not piece.task.record():  # it came to no end of its own
+                piece.task.updated(attempt=max(1, piece.attempts)).write_record(why, 0.0, {})
         return True
     return False

@@ -6,6 +6,8 @@ The same is written to a file, from which a second terminal reads it (`watch`).
 from __future__ import annotations
 
 import json
+import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -22,9 +24,12 @@ EVERY = 1.0
 """Seconds between two looks at the running cells."""
 EVERY_IN_A_LOG = 30.0
 """The same where nobody sees a bar move: a log file wants a line now and then."""
-SILENT = 30.0
+SILENT = 300.0
 """Seconds after which a file that nobody writes any more is that of a command that was killed."""
-FILE = "progress.json"
+RUN_FILE = "progress.json"
+"""What a training writes in its run folder."""
+NAME = 40
+"""Characters of a cell's name in its line: the numbers behind it count for more."""
 
 
 class Display:
@@ -58,13 +63,15 @@ class Display:
         """A cell was handed to the engine, perhaps once more."""
         self._began[piece.task.id], self._part[piece.task.id] = time.monotonic(), 0.0
 
-    def ended(self, piece: Piece) -> None:
-        """A cell is done or has failed."""
+    def ended(self, piece: Piece, failed: bool = False) -> None:
+        """A cell is done or has failed: then it says nothing of how long one takes."""
         name = piece.task.id
         self._part[name] = 1.0
-        if name in self._began:
+        if failed:
+            self._pace.pop(name, None)
+        elif name in self._began:
             self._pace.setdefault(name, (time.monotonic() - self._began[name]) / (piece.epochs or 1.0))
-            self._pass_on((piece.task.record() or {}).get("warnings", ()))  # its last words
+        self._pass_on((piece.task.record() or {}).get("warnings", ()))  # its last words
 
     def show(self, running: Iterable[Piece], summary: Summary, last: bool = False) -> None:
         """Look at the running cells and draw; call it as often as you like."""
@@ -73,7 +80,7 @@ class Display:
         self._told = time.monotonic()
         state = self._state(list(running), summary)
         try:
-            files.write_json(self.folder / FILE, state)
+            files.write_json(progress_file(self.folder), state)
         except OSError:
             pass  # a full disk: the cells find out themselves
         if self._bars:
@@ -87,7 +94,6 @@ class Display:
         self.show([], summary, last=True)
         for bar in reversed(self._bars):
             bar.close()
-        (self.folder / FILE).unlink(missing_ok=True)
 
     def _state(self, running: list[Piece], summary: Summary) -> dict[str, Any]:
         lines = [self._look(piece) for piece in running]
@@ -105,29 +111,29 @@ class Display:
         told = status.read(piece.task.status_file)
         self._pass_on(told["warnings"])
         try:
-            run = json.loads(Path(told["run"], FILE).read_text())
+            run = json.loads(Path(told["run"], RUN_FILE).read_text())
             part = (run["epoch"] - 1 + run["step"] / run["steps"]) / run["epochs"]
         except (OSError, ValueError, KeyError, TypeError):  # no training, or not yet
-            return f"{piece.name}: {_clock(time.monotonic() - self._began[name])}"
+            return f"{_short(piece.name)}: {_clock(time.monotonic() - self._began[name])}"
         self._part[name] = part
         if part > 0:
             self._pace[name] = run["seconds"] / part / (piece.epochs or 1.0)
         numbers = {"loss": run["train_loss"], "top-1": run["test_top1"]}
         words = [f"{key} {value:.4g}" for key, value in numbers.items() if value is not None]
-        return f"{piece.name}: " + ", ".join([f"epoch {run['epoch']}/{run['epochs']}", *words])
+        return f"{_short(piece.name)}: " + ", ".join([f"epoch {run['epoch']}/{run['epochs']}", *words])
 
     def _left(self) -> float | None:
         """Seconds until all is done, from the measured pace of each cell, or of the others; None: unknown."""
         if not self._pace:
             return None
         usual = sum(self._pace.values()) / len(self._pace)
-        rest = sum(
+        rest = [
             (piece.epochs or 1.0)
             * (1 - self._part.get(piece.task.id, 0.0))
             * self._pace.get(piece.task.id, usual)
             for piece in self._pieces
-        )
-        return rest / max(1, self.slots())
+        ]
+        return max(sum(rest) / max(1, self.slots()), *rest) if rest else 0.0
 
     def _pass_on(self, warnings: Iterable[str]) -> None:
         for warning in warnings:
@@ -150,16 +156,26 @@ class Display:
             bar.set_description_str("  " + line)
 
 
+def progress_file(folder: Path) -> Path:
+    """Where this process says how far its cells are; `forget` it when the command ends."""
+    return folder / f"progress-{socket.gethostname()}-{os.getpid()}.json"
+
+
+def forget(folder: Path) -> None:
+    """The command has ended: who watches it ends too."""
+    progress_file(folder).unlink(missing_ok=True)
+
+
 def watch(folder: Path) -> None:
-    """Show, until it ends, what another process is doing in ``folder``: what its `Display` writes there."""
-    path, seen = folder / FILE, False
-    printed = 0.0
-    while (state := _read(path)) is not None:
+    """Show, until they end, what other processes do in ``folder``, as their `Display` writes it there."""
+    seen, printed = False, 0.0
+    while states := [state for path in sorted(folder.glob("progress-*.json")) if (state := _read(path))]:
         seen = True
         if time.monotonic() - printed > (2.0 if sys.stdout.isatty() else EVERY_IN_A_LOG) or not printed:
             printed = time.monotonic()
-            # One block after another: it can be read in any terminal, and in a file.
-            print("\n".join([sentence(state), *(f"  {line}" for line in state["running"])]), flush=True)
+            for state in states:  # one block after another: it can be read in any terminal, and in a file
+                lines = [sentence(state), *(f"  {line}" for line in state["running"])]
+                print("\n".join(lines), flush=True)
         time.sleep(EVERY / 2)
     print(f"{folder.name}: {'it has ended' if seen else 'nothing runs there now'}")
 
@@ -180,6 +196,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     """The state another process wrote; None where it has ended, however."""
     try:
         state = json.loads(path.read_text())
+        host, pid = path.stem.removeprefix("progress-").rsplit("-", 1)
+        if host == socket.gethostname():
+            os.kill(int(pid), 0)
         return state if time.time() - path.stat().st_mtime < SILENT else None
     except (OSError, ValueError):
         return None
@@ -189,3 +208,7 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME else f"{name[: NAME // 2]}…{name[1 - NAME // 2 :]}"

@@ -7,6 +7,7 @@ it is killed; so names are checked before, and the executed copy gets its name w
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import logging
 import math
@@ -26,10 +27,16 @@ from ikdlib.studies import kernel
 SOURCES = Path(ikdlib.__file__).parent.parent / "notebooks"
 LARGEST = 1_000_000
 """Bytes of an executed notebook; what is over it is cut from the longest outputs."""
+START_SECONDS = 300
+"""How long a kernel may take to start: of 64 at once, all read their libraries from one disk."""
 OUTPUT_SECONDS = 600
 """How long the client may take to read what a cell has printed, after the cell has ended."""
 KEPT_OF_AN_OUTPUT = 10_000
 """Characters kept of a text that is cut, half of its beginning and half of its end."""
+
+
+LONGEST_REASON = 500
+"""Characters of an error's text that are shown in one line."""
 
 
 @dataclass(eq=False)
@@ -77,6 +84,16 @@ def read(source: Path) -> dict[str, Any]:
     if language != "python" or not all(isinstance(each, dict) for each in metadata):
         raise IkdError(f"{source}: its language is {language}; parameters are read from Python notebooks")
     return content
+
+
+def digest_of(source: Path) -> str:
+    """sha256 of a notebook's code: words beside it may change without a cell becoming another."""
+    code = [
+        ["".join(cell["source"]), cell["metadata"].get("tags", [])]
+        for cell in read(source)["cells"]
+        if cell["cell_type"] == "code"
+    ]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 
 
 def parameters_of(source: Path) -> dict[str, Any]:
@@ -156,7 +173,7 @@ def execute(
         with kernel.fresh() as options:
             papermill.execute_notebook(
                 str(source), str(temporary), parameters,
-                progress_bar=False, cwd=os.getcwd(), on_cell_start=look,
+                progress_bar=False, cwd=os.getcwd(), on_cell_start=look, start_timeout=START_SECONDS,
                 iopub_timeout=OUTPUT_SECONDS, **options,
             )  # fmt: skip
         copy = keep(output)
@@ -169,8 +186,11 @@ def execute(
     except PapermillExecutionError as error:
         keep(failed)
         raise Failure(error.ename, _one_line(error.evalue), failed) from None
-    except DeadKernelError:
-        keep(failed)
+    except (DeadKernelError, RuntimeError) as error:  # RuntimeError: while it started
+        if not isinstance(error, DeadKernelError) and "Kernel d" not in str(error):
+            raise
+        if temporary.exists():
+            keep(failed)
         raise Failure("DeadKernelError", "the kernel died (out of memory, as a rule)", failed) from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -278,23 +298,46 @@ def slim(notebook: Any) -> Any:
     """The notebook with its longest outputs cut, longest first, until it is no larger than `LARGEST`."""
     import nbformat
 
+    def size() -> int:
+        return len(nbformat.writes(notebook).encode())
+
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
-    parts = [(output, "text") for output in outputs if "text" in output]
+    parts = [
+        (output, kind) for output in outputs for kind in ("text", "evalue", "traceback") if kind in output
+    ]
     parts += [(output["data"], kind) for output in outputs for kind in output.get("data", {})]
-    for holder, kind in sorted(parts, key=lambda part: -len(str(part[0][part[1]]))):
-        if len(nbformat.writes(notebook).encode()) <= LARGEST:
+    parts.sort(key=lambda part: -len(str(part[0][part[1]])))
+    over = size() - LARGEST
+    for holder, kind in parts if over > 0 else ():
+        if over <= 0 and (over := size() - LARGEST) <= 0:  # counted on the way, and once more in the end
             break
-        content = str(holder[kind])
-        if kind in ("text", "text/plain"):
-            half = KEPT_OF_AN_OUTPUT // 2
-            if (left_out := len(content) - 2 * half) > 0:
-                words = f"... {left_out} characters left out ..."
-                holder[kind] = f"{content[:half]}\n{words}\n{content[-half:]}"
+        before = len(str(holder[kind]))
+        if kind == "traceback":
+            holder[kind] = [_cut(line) for line in holder[kind]]
+        elif kind in ("text", "evalue", "text/plain"):
+            holder[kind] = _cut(holder[kind])
         else:
             del holder[kind]
-            holder["text/plain"] = f"{kind} of {len(content)} characters left out"
+            holder["text/plain"] = f"{kind} of {before} characters left out"
+        over -= before - len(str(holder.get(kind, "")))
+    while (over := size() - LARGEST) > 0:  # many outputs, none of them long
+        longest = max(notebook["cells"], key=lambda cell: len(cell.get("outputs", [])))
+        shown = longest.get("outputs", [])
+        if len(shown) < 3:
+            break  # it is the notebook's own source
+        third = len(shown) // 3
+        words = f"... {len(shown) - 2 * third} outputs left out ...\n"
+        left_out = nbformat.v4.new_output("stream", name="stderr", text=words)
+        longest["outputs"] = [*shown[:third], left_out, *shown[-third:]]
     return notebook
 
 
+def _cut(text: str) -> str:
+    half = KEPT_OF_AN_OUTPUT // 2
+    left_out = len(text) - 2 * half
+    return text if left_out <= 0 else f"{text[:half]}\n... {left_out} characters left out ...\n{text[-half:]}"
+
+
 def _one_line(text: str) -> str:
-    return " ".join(str(text).split())
+    text = " ".join(str(text).split())
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."

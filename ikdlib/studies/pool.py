@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 from uuid import uuid4
 
@@ -56,10 +55,8 @@ class LocalPool(Executor):
     def __init__(self, slots: Slots):
         self.slots, self.owner = slots.workers, uuid4().hex
         self.environment, self.code = slots.environment, ""
-        self._gpus: SimpleQueue[str] = SimpleQueue()
-        for number in range(slots.workers if slots.gpus else 0):
-            self._gpus.put(slots.gpus[number % len(slots.gpus)])
-        self._threads = ThreadPoolExecutor(slots.workers, initializer=self._settle)
+        children.gpus = slots.gpus
+        self._threads = ThreadPoolExecutor(slots.workers)
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future:
         return self._threads.submit(function, *arguments, **named)
@@ -77,16 +74,12 @@ class LocalPool(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._threads.shutdown(wait, cancel_futures=cancel_futures)
 
-    def _settle(self) -> None:
-        """A thread of the pool is a place on one GPU."""
-        children.place.gpu = None if self._gpus.empty() else self._gpus.get()
-
 
 def share_out(wanted: int, device_name: str, count: int) -> Slots:
     """The machine for ``count`` children, ``wanted`` at once (0: one a core or a GPU), as memory allows."""
     device = choose_device(device_name)
     gpus = _gpus() if device.type == "cuda" else ()
-    cores = os.cpu_count() or 1
+    cores = _cores()
     workers = min(wanted or len(gpus) or cores, count)
     on_each = -(-workers // max(1, len(gpus)))
     if workers > 1:
@@ -94,6 +87,11 @@ def share_out(wanted: int, device_name: str, count: int) -> Slots:
         workers = min(workers, on_each * max(1, len(gpus)))
     share = memory.gpu_share(on_each, device)
     return Slots(workers, max(1, cores // workers), share, gpus if len(gpus) > 1 else ())
+
+
+def _cores() -> int:
+    """Those this process may use: of a Slurm job or a container fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus() -> tuple[str, ...]:
@@ -156,7 +154,7 @@ def default_workers(jobs: list[Job]) -> int:
     if len(jobs) > gpus and epochs * images / spec.recipe.batch_size >= MEASURED_FROM_STEPS:
         kept = default_folder() / "jobs.json"
         return gpus * throughput.choose(spec, (classes, height, width), jobs[0].device, kept)
-    return min(len(jobs), (os.cpu_count() or 1) if device.type == "cpu" else gpus)
+    return min(len(jobs), _cores() if device.type == "cpu" else gpus)
 
 
 def _watch(jobs: list[Job], futures: dict[str, Future], said: dict[Path, int], show: bool) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from ikdlib import files
 from ikdlib.studies import dispatch, notebook, plan
 from ikdlib.studies.cell import Task
-from ikdlib.studies.display import Display
+from ikdlib.studies.display import Display, forget
 from ikdlib.studies.engine import open_engine
 from ikdlib.studies.pool import default_workers
 from ikdlib.studies.settings import StudySettings
@@ -47,6 +47,14 @@ def ablate(settings: StudySettings, only: str = "", scheduler: str = "") -> list
 def train(studies: Iterable[Study], scheduler: str = "") -> None:
     """Train the teachers that some studies miss, all at once, and then their students."""
     studies = list(studies)
+    try:
+        _train(studies, scheduler)
+    finally:
+        for study in studies:
+            forget(_folder(study))
+
+
+def _train(studies: list[Study], scheduler: str) -> None:
     train_teachers(studies, scheduler)
     students = {
         student.job.spec.run_id: (study, student) for study in studies for student in study.students()
@@ -113,8 +121,8 @@ def _task(study: Study, name: str, run_id: str, chosen: dict[str, Any]) -> Task:
     folder = _folder(study).resolve()
     parameters = {**_shared(study.settings), **chosen}
     parameters.pop("jobs")
-    source = str(_source(folder, name))
-    return Task(id=run_id, folder=str(folder), notebook=source, digest="", parameters=parameters)
+    source, cwd = str(_source(folder, name)), str(Path.cwd())
+    return Task(id=run_id, folder=str(folder), notebook=source, digest="", parameters=parameters, cwd=cwd)
 
 
 def _folder(study: Study) -> Path:
@@ -123,7 +131,7 @@ def _folder(study: Study) -> Path:
 
 def _source(folder: Path, name: str) -> Path:
     """The notebook's copy in the results folder, where cells on any machine find it."""
-    return folder / "sources" / f"{name}.ipynb"
+    return folder / "sources" / f"{name}-{notebook.digest_of(notebook.source_of(name))[:12]}.ipynb"
 
 
 def _table(name: str, study: Study, pairs: str, methods: str) -> Path:

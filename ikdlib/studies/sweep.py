@@ -1,6 +1,6 @@
 """A sweep: a notebook executed for every cell of a grid, into a folder that is its own record.
 
-``<results>/sweeps/<name>/`` holds ``sweep.json`` (what was asked), ``notebook.ipynb`` (the source as it was),
+``<results>/sweeps/<name>/`` holds ``sweep.json`` (what was asked), ``sources/`` (the notebook as it was),
 ``cells/`` (a record and an executed notebook for each cell that finished), ``failed/`` (notebooks with the
 traceback), and the table and figures that reporting makes of them.
 """
@@ -40,38 +40,68 @@ class Sweep:
     def __init__(
         self, source: Path, grid: Grid, results: Path, name: str = "", places: Mapping[str, Any] | None = None
     ):
-        if Path(name).name != name:
+        if Path(name).name != name or name == "..":
             raise IkdError(f"name: {name!r} is to be one folder's name, without /")
         self.source, self.grid = source, grid
-        named = {name for cell in grid.cells for name in cell}
-        free = notebook.parameters_of(source).keys() - named
-        self.places = {name: value for name, value in (places or {}).items() if value and name in free}
         self.folder = results / "sweeps" / (name or source.stem)
-        self.digest = digest_of(source)
+        self.digest = notebook.digest_of(source)
+        self.defaults = notebook.parameters_of(source)
+        named = {name for cell in grid.cells for name in cell}
+        self.places = {
+            name: value for name, value in places.items()
+            if value and name not in named and type(self.defaults.get(name)) is str
+        }  # fmt: skip
         sheet = self.folder / "sweep.json"
-        if sheet.exists() and (other := json.loads(sheet.read_text())["notebook"]) != source.name:
+        try:
+            other = json.loads(sheet.read_text())["notebook"] if sheet.exists() else source.name
+        except (OSError, ValueError, KeyError, TypeError):
+            raise IkdError(
+                f"{sheet}: cannot be read; delete it, and the same command makes it again"
+            ) from None
+        if other != source.name:
             raise IkdError(f"{self.folder}: holds a sweep of {other}; give this one another name (NAME=)")
+
+    @property
+    def copy(self) -> Path:
+        """The notebook's copy that cells on any machine start from; other code is another file."""
+        return self.folder / "sources" / f"{self.source.stem}-{self.digest[:12]}.ipynb"
 
     def pieces(self) -> list[Piece]:
         """A piece for each cell, in the grid's order, finished or not."""
         found = []
+        places = {
+            "folder": str(self.folder.resolve()),
+            "notebook": str(self.copy.resolve()),
+            "cwd": str(Path.cwd()),
+        }
         for parameters in self.grid.cells:
-            task = Task(
-                id=cell_id(parameters, self.grid.swept), folder=str(self.folder.resolve()),
-                notebook=str((self.folder / "notebook.ipynb").resolve()), digest=self.digest,
-                parameters={**self.places, **parameters},
-            )  # fmt: skip
-            name = _readable(parameters, self.grid.swept) or self.source.stem
-            found.append(Piece(task, name, done=lambda task=task: task.finished))
+            whole = {**self.places, **parameters}
+            task = Task(id=self.id_of(parameters), digest=self.digest, parameters=whole, **places)
+            swept = {name: parameters[name] for name in self.grid.swept if name in parameters}
+            found.append(
+                Piece(task, readable(swept) or self.source.stem, done=lambda task=task: task.finished)
+            )
         return found
+
+    def id_of(self, parameters: Mapping[str, Any]) -> str:
+        """A cell's name: what differs from the notebook's defaults, and a hash of all its parameters.
+
+        So it is the same cell in a larger grid, and with a default written out. Where results go, and what
+        computes, is no part of it; other data or teachers are.
+        """
+        inputs = {name: self.places[name] for name in ("data", "teachers") if name in self.places}
+        whole = {**self.defaults, **inputs, **parameters}
+        digest = hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
+        different = {name: value for name, value in parameters.items() if value != self.defaults[name]}
+        return f"{readable(dict(sorted(different.items())))}-{digest[:12]}".lstrip("-")
 
     def begin(self) -> None:
         """Write what was asked and the notebook's source, from which cells on any machine start."""
         cells = [
-            {"id": cell_id(parameters, self.grid.swept), "parameters": notebook.shown(parameters)}
+            {"id": self.id_of(parameters), "parameters": notebook.shown(parameters)}
             for parameters in self.grid.cells
         ]
-        files.write_bytes(self.folder / "notebook.ipynb", self.source.read_bytes())
+        files.write_bytes(self.copy, self.source.read_bytes())
         sheet = {
             "format_version": FORMAT_VERSION, "notebook": self.source.name, "notebook_sha256": self.digest,
             "swept": list(self.grid.swept), "cells": cells,
@@ -79,23 +109,7 @@ class Sweep:
         files.write_json(self.folder / "sweep.json", sheet)
 
 
-def digest_of(source: Path) -> str:
-    """sha256 of a notebook's code: words beside it may change without a cell becoming another."""
-    cells = notebook.read(source)["cells"]
-    code = [
-        ["".join(cell["source"]), cell["metadata"].get("tags", [])]
-        for cell in cells
-        if cell["cell_type"] == "code"
-    ]
-    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
-
-
-def cell_id(parameters: Mapping[str, Any], swept: tuple[str, ...]) -> str:
-    """A readable name, and a hash of all parameters that were given."""
-    text = json.dumps(parameters, sort_keys=True)
-    return f"{_readable(parameters, swept)}-{hashlib.sha256(text.encode()).hexdigest()[:10]}".lstrip("-")
-
-
-def _readable(parameters: Mapping[str, Any], swept: tuple[str, ...]) -> str:
-    words = [f"{name}={notebook.shown(parameters)[name]}" for name in swept if name in parameters]
+def readable(parameters: Mapping[str, Any]) -> str:
+    """Parameters as a part of a file's name."""
+    words = [f"{name}={value}" for name, value in notebook.shown(parameters).items()]
     return re.sub(r"[^\w=,.+-]+", "-", ",".join(words))[:LONGEST_NAME]

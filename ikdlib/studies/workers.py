@@ -7,8 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,28 +31,14 @@ class Call:
         return work, self._parts
 
 
-_guard = threading.Lock()
-_cells_on: Counter[str] = Counter()
-
-
 def work(function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """Call a function; where the worker has several GPUs, the child gets the one with fewest children."""
+    """Call a function; where the worker has several GPUs, its children go round them."""
     from distributed import get_worker
 
-    count = int(get_worker().state.total_resources.get(RESOURCE, 0))
-    if count < 2:
-        return function(*arguments, **named)
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    with _guard:
-        gpu = min(visible or map(str, range(count)), key=_cells_on.__getitem__)
-        _cells_on[gpu] += 1
-    children.place.gpu = gpu
-    try:
-        return function(*arguments, **named)
-    finally:
-        children.place.gpu = None
-        with _guard:
-            _cells_on[gpu] -= 1
+    if (count := int(get_worker().state.total_resources.get(RESOURCE, 0))) > 1:
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        children.gpus = tuple(visible or map(str, range(count)))
+    return function(*arguments, **named)
 
 
 def inspect(token: str) -> dict[str, str]:

@@ -499,7 +499,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(place, words, reason):
 
 def test_a_process_that_is_left_is_seen_until_it_is_gone(place):
     child = subprocess.Popen(["sleep", "10000"], env=place.environment)
-    until(lambda: list(place.processes()) == [child.pid])  # it has its own environment a moment after it began
+    until(lambda: list(place.processes()) == [child.pid])  # a moment after it began
     assert not gone(str(child.pid))
     child.kill()
     until(lambda: gone(str(child.pid)))

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -63,11 +64,8 @@ def stopped_in(owner):
 
 if __name__ == "__main__":
     file, several = sys.argv[1:]
-    note(file, os.environ["CUDA_VISIBLE_DEVICES"])
-    while len(lines(file)) < int(several):
-        time.sleep(0.01)
-    print(os.environ["CUDA_VISIBLE_DEVICES"], os.environ["IKDLIB_GPU_SHARE"])
-    while several == "1":
+    note(file, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    while len(lines(file)) < float(several):
         time.sleep(0.01)
 '''
 
@@ -161,10 +159,10 @@ def test_equal_calls_are_each_done(engine, tmp_path):
 def test_stop_ends_busy_children_and_starts_no_more(engine, tmp_path):
     """Of every thread of every worker; other pools on the cluster go on."""
     files = [tmp_path / f"child{n}" for n in range(3)]
-    running = [engine.submit(children.run, child(file, "1", engine)) for file in files]
+    running = [engine.submit(children.run, child(file, inf, engine)) for file in files]
     for file in files:
         until(file.exists, "a child")
-    later = engine.submit(children.run, child(tmp_path / "later", "1", engine))
+    later = engine.submit(children.run, child(tmp_path / "later", inf, engine))
     engine.stop()
     assert [code for code, _ in results_of(running)] == [-signal.SIGINT] * 3
     assert later.result(timeout=PATIENCE) == (children.STOPPED[0], "")
@@ -173,11 +171,10 @@ def test_stop_ends_busy_children_and_starts_no_more(engine, tmp_path):
         assert other.submit(abs, -1).result(timeout=PATIENCE) == 1
 
 
-def child(file: Path, several: str, engine: Cluster) -> Child:
-    environment = {"CUDA_VISIBLE_DEVICES": "", **engine.environment}
-    if several != "1":
-        del environment["CUDA_VISIBLE_DEVICES"]
-    return Child(("deeds", str(file), several), "", file.with_suffix(".log"), engine.owner, environment)
+def child(file: Path, several: float, engine: Cluster) -> Child:
+    """A child that waits until so many have begun."""
+    arguments = ("deeds", str(file), str(several))
+    return Child(arguments, "", file.with_suffix(".log"), engine.owner, engine.environment)
 
 
 def test_none_of_the_commands_own_ports(engine):
@@ -239,11 +236,12 @@ def test_children_of_a_worker_with_several_gpus_get_one_each(dask, tmp_path):
     dask.worker("gpus", "--resources", "GPU=2", "--nthreads", "2", CUDA_VISIBLE_DEVICES="5,7")
     with Cluster(dask.address) as engine:
         assert engine.slots == 2
-        for attempt in range(2):  # what ended gave its GPU back
-            calls = [(tmp_path / f"{attempt}", "2", engine)] * 2
+        for number, alone in enumerate((True, True, False)):  # what ended gave its GPU back
+            calls = [(tmp_path / f"{number}", 1 if alone else 2, engine)] * (1 if alone else 2)
             ended = results_of([engine.submit(children.run, child(*call)) for call in calls])
             assert {code for code, _ in ended} == {0}
-            assert sorted(deed("lines")(tmp_path / f"{attempt}")) == ["5", "7"]
+            gpus = sorted(deed("lines")(tmp_path / f"{number}"))
+            assert gpus == (["5"] if alone else ["5", "7"])
 
 
 # Schedulers that do not answer, or go
@@ -267,17 +265,23 @@ def web():
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 1)
-    monkeypatch.setattr(cluster, "LOOK_SECONDS", 1)
+    """Three seconds: time enough for those that do answer."""
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 3)
+    monkeypatch.setattr(cluster, "LOOK_SECONDS", 3)
+
+
+def loops() -> int:
+    """Threads of Dask's clients."""
+    return sum("IO loop" in thread.name for thread in threading.enumerate())
 
 
 def test_a_scheduler_that_does_not_answer(silent, web, impatient, capfd):
     """One line each, and no thread or word of Dask's is left of it."""
-    before = threading.active_count()
+    before = loops()
     for address in (silent, "tcp://127.0.0.1:1", f"tcp://{web}"):
-        with says(rf"^scheduler {address}: no answer within 1 s; is it running\?$"):
+        with says(rf"^scheduler {address}: no answer within 3 s; is it running\?$"):
             Cluster(address)
-    assert threading.active_count() == before + 1  # the HTTP server answers in a thread
+    assert loops() == before
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
@@ -312,7 +316,7 @@ def test_the_address_of_a_worker(workers):
         Cluster(address)
 
 
-def test_a_scheduler_that_goes(dask, impatient, capfd):
+def test_a_scheduler_that_goes(dask, impatient):
     """What ran and what comes is cancelled; asking for slots, stopping and leaving raise nothing."""
     dask.worker("one")
     with Cluster(dask.address) as engine:
@@ -326,7 +330,6 @@ def test_a_scheduler_that_goes(dask, impatient, capfd):
         with pytest.raises(CancelledError):
             engine.submit(abs, -1).result(timeout=PATIENCE)
         engine.stop()
-    assert capfd.readouterr() == ("", "")
 
 
 def test_other_versions_of_dask_are_said_in_one_line(workers, monkeypatch):
@@ -339,6 +342,12 @@ def test_other_versions_of_dask_are_said_in_one_line(workers, monkeypatch):
         warnings.simplefilter("always")
     (warning,) = heard
     assert str(warning.message) == "the cluster has other versions of distributed than here"
+
+
+def test_without_distributed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with says(r"^scheduler: needs the package distributed: pip install 'ikdlib\[cluster\]'$"):
+        Cluster("tcp://127.0.0.1:1")
 
 
 # What workers have, before the first cell
@@ -442,7 +451,7 @@ def test_a_worker_that_hangs(dask, tmp_path, impatient):
         dask.worker("one")
         until(lambda: engine.slots == 2, "two workers")
         hanging.send_signal(signal.SIGSTOP)
-        with says("^worker tcp://.*: no answer within 1 s$"):
+        with says("^worker tcp://.*: no answer within 3 s$"):
             engine.check(tmp_path)
         engine.stop()
         with Cluster(dask.address) as other:

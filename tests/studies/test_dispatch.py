@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections import defaultdict
 from concurrent.futures import CancelledError, Executor, Future
@@ -173,7 +174,9 @@ def test_without_gpu_memory_once_more_with_fewer_at_a_time(run, pieces):
     engine = Pretence(4, {"b": [children.NO_GPU_MEMORY], "c": [children.NO_GPU_MEMORY] * 2})
     summary = run(engine, pieces("a", "b", "c", "d"))
     assert [name for name, _ in engine.started] == ["a", "b", "c", "d", "b", "c"]
-    assert engine.halved == 2 and engine.slots == 1
+    assert engine.halved == 1 and engine.slots == 2, (
+        "both starved at once: half as many is one answer to both"
+    )
     assert summary.done == 3 and set(summary.failed) == {"cell c"}
 
 
@@ -230,6 +233,38 @@ def test_when_the_engine_is_gone_the_rest_is_not_done(run, pieces):
     summary = run(engine, pieces("a", "b"))
     assert engine.started == [("a", 1)]
     assert summary.lines == ["2 cells: 0 finished, 2 not done (the scheduler is gone)"]
+
+
+def test_a_cell_that_failed_in_another_process_meanwhile_is_not_done_once_more(run, pieces, tmp_path):
+    (tmp_path / "cells").mkdir()
+    lock = FileLock(tmp_path / "cells" / "a.lock")
+    lock.acquire()
+    given = pieces("a", "b")
+    engine = Pretence(1)
+
+    def turn():
+        if lock.is_locked and finished(tmp_path) == {"b"}:
+            record = {"notebook_sha256": "0" * 64, "status": "failed", "error": "as it was told"}
+            (tmp_path / "cells" / "a.json").write_text(json.dumps(record))
+            lock.release()
+        given[0].after = 0.0
+
+    summary = run(engine, given, turn)
+    assert engine.started == [("b", 1)] and summary.failed == {"cell a": "as it was told"}
+
+
+def test_on_a_cluster_a_stop_is_no_attempt(run, pieces):
+    """A job reaches its time limit and the cell saves: it goes on in the next, however often."""
+    engine = Pretence(1, {"a": [143] * 5})
+    engine.code = "of a cluster"
+    summary = run(engine, pieces("a"))
+    assert summary.done == 1 and len(engine.started) == 6
+
+
+def test_a_log_that_cannot_be_written_is_a_full_disk(run, pieces):
+    engine = Pretence(1, {"a": [OSError(errno.EDQUOT, "Disk quota exceeded")]})
+    summary = run(engine, pieces("a", "b"))
+    assert summary.reason == "the disk is full" and engine.started == [("a", 1)]
 
 
 def test_an_engine_that_gives_a_cell_up_fails_it(run, pieces):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
 import threading
 import time
 
@@ -42,7 +44,7 @@ def tell(piece: Piece, folder, **progress) -> None:
 
 
 def state(folder) -> dict:
-    return json.loads((folder / display.FILE).read_text())
+    return json.loads(display.progress_file(folder).read_text())
 
 
 def test_a_running_cell_has_a_line_of_epoch_loss_and_accuracy(tmp_path, piece):
@@ -66,7 +68,12 @@ def test_the_time_left_follows_from_measured_epochs(tmp_path, piece):
     shown.begin([one, other], before=0)
     tell(one, tmp_path, epoch=3, step=5, seconds=50.0)
     shown.show([one], Summary(2))
-    assert state(tmp_path)["seconds_left"] == pytest.approx((1.5 * 20 + 4 * 20) / 2)
+    assert state(tmp_path)["seconds_left"] == pytest.approx(4 * 20), "the longer of them is the end"
+    third = piece("c", 4)
+    shown.begin([one, other, third], before=0)
+    time.sleep(display.EVERY)
+    shown.show([one], Summary(3))
+    assert state(tmp_path)["seconds_left"] == pytest.approx((1.5 * 20 + 4 * 20 + 4 * 20) / 2)
 
 
 def test_longer_runs_count_for_more(tmp_path, piece):
@@ -109,6 +116,31 @@ def test_a_cell_that_is_tried_again_is_not_done(tmp_path, piece, monkeypatch):
     assert parts == [0.0, 1.0, 0.0]
 
 
+def test_cells_that_fail_at_once_say_nothing_of_the_others(tmp_path, piece, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: clock[0])
+    pieces = [piece(name) for name in "abc"]
+    shown = Display("a sweep", tmp_path)
+    shown.begin(pieces, before=0)
+    for one, seconds, failed in zip(pieces, (1, 100, 0), (True, False, False), strict=True):
+        shown.started(one)
+        clock[0] += seconds
+        if one is not pieces[-1]:
+            shown.ended(one, failed)
+    shown.show(pieces[-1:], Summary(3))
+    assert state(tmp_path)["seconds_left"] == pytest.approx(100)
+
+
+def test_a_long_name_leaves_room_for_the_numbers(tmp_path, piece):
+    one = piece("x" * 100 + " seed=1")
+    shown = Display("a sweep", tmp_path)
+    shown.begin([one], before=0)
+    shown.started(one)
+    shown.show([one], Summary(1))
+    (line,) = state(tmp_path)["running"]
+    assert len(line) < 50 and line.endswith(" seed=1: 0:00")
+
+
 def test_a_log_gets_a_line_now_and_then(tmp_path, piece, monkeypatch, capsys):
     clock = [100.0]
     monkeypatch.setattr(display.time, "monotonic", lambda: clock[0])
@@ -120,7 +152,9 @@ def test_a_log_gets_a_line_now_and_then(tmp_path, piece, monkeypatch, capsys):
     assert capsys.readouterr().err.count("a sweep: 0 %, 0/1 cells") == 3
     shown.end(Summary(1, done=1))
     assert capsys.readouterr().err.count("1/1 cells") == 1
-    assert not (tmp_path / display.FILE).exists()
+    assert display.progress_file(tmp_path).exists(), "the command may go on with other cells"
+    display.forget(tmp_path)
+    assert not display.progress_file(tmp_path).exists()
 
 
 def test_a_terminal_gets_a_bar_and_lines(tmp_path, piece, monkeypatch, capsys):
@@ -146,6 +180,10 @@ def test_a_second_terminal_sees_it_until_it_ends(tmp_path, piece, monkeypatch, c
     time.sleep(0.2)
     assert watcher.is_alive()
     shown.end(Summary(1, done=1))
+    Display("another of its phases", tmp_path).begin([piece("b")], before=0)
+    time.sleep(0.7)
+    assert watcher.is_alive()
+    display.forget(tmp_path)
     watcher.join(30)
     assert not watcher.is_alive()
     said = capsys.readouterr().out
@@ -159,9 +197,15 @@ def test_what_was_killed_is_not_watched_for_ever(tmp_path, piece, capsys):
     shown.begin([piece("a")], before=0)
     shown.show([], Summary(1))
     long_ago = time.time() - 2 * display.SILENT
-    os.utime(tmp_path / display.FILE, (long_ago, long_ago))
+    path = display.progress_file(tmp_path)
+    os.utime(path, (long_ago, long_ago))
     display.watch(tmp_path)
     assert "nothing runs there now" in capsys.readouterr().out
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    path.rename(path.with_name(f"progress-{socket.gethostname()}-{dead.pid}.json")).touch()
+    display.watch(tmp_path)
+    assert "nothing runs there now" in capsys.readouterr().out, "its process is gone from this machine"
 
 
 def test_warnings_are_passed_on_once(tmp_path, piece, monkeypatch, capsys):

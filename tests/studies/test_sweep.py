@@ -11,9 +11,10 @@ import pytest
 from ikdlib import __main__
 from ikdlib.errors import IkdError
 from ikdlib.studies import grid
-from ikdlib.studies.sweep import Sweep, cell_id, digest_of
+from ikdlib.studies.notebook import digest_of
+from ikdlib.studies.sweep import LONGEST_NAME, Sweep
 
-PARAMETERS = 'seed = 1\nrate = 0.5\nname = "kd"\nresults = "results"\ndevice = "auto"'
+PARAMETERS = 'seed = 1\nrate = 0.5\nname = "kd"\nresults = "results"\ndevice = "auto"\ndata = ""'
 
 
 def write(path: Path, *code: str, words: str = "Why.") -> Path:
@@ -48,13 +49,21 @@ def test_a_cell_for_each_of_the_grid(sweep):
     assert not any(piece.done() for piece in pieces)
 
 
-def test_a_finished_cell_stays_finished_in_a_larger_grid(sweep):
-    (first,) = sweep("seed=1").pieces()
+@pytest.mark.parametrize(
+    "options, done",
+    [
+        (["seed=1..3", "rate=0.25"], [False, True, False]),
+        (["rate=0.25,0.75", "seed=2"], [True, False]),
+        (["seed=2", "rate=0.25", "name=kd"], [True]),  # a default written out
+        (["seed=2", "rate=0.25", "name=dkd"], [False]),
+        (["seed=2"], [False]),
+    ],
+)
+def test_a_finished_cell_stays_finished_in_another_grid(sweep, options, done):
+    """Whether it is one of many or alone: a cell is what its parameters are."""
+    (first,) = sweep("seed=2", "rate=0.25").pieces()
     finish(first)
-    more = sweep("seed=1").pieces() + sweep("seed=1,2", "name=kd").pieces()
-    assert [piece.done() for piece in more] == [True, False, False], (
-        "kd was not said then, so it is another cell"
-    )
+    assert [piece.done() for piece in sweep(*options).pieces()] == done
 
 
 def test_a_failed_one_is_not_done(sweep):
@@ -81,23 +90,31 @@ def test_a_tag_is_code_too(tmp_path):
     assert digest_of(source) != before
 
 
-def test_where_things_are_does_not_name_a_cell(sweep, tmp_path):
-    """The same results folder from another place, or on a GPU: the same cells."""
+def test_where_results_go_and_what_computes_does_not_name_a_cell(sweep, tmp_path):
+    """The same results folder from another place, or on a GPU: the same cells. Other data make others."""
     (here,) = sweep("seed=1").pieces()
     (there,) = sweep("seed=1", results=str(tmp_path / "results"), device="cpu", teachers="none").pieces()
     assert there.task.id == here.task.id
     assert there.task.parameters == {"seed": 1, "results": str(tmp_path / "results"), "device": "cpu"}
     (own,) = sweep("device=cuda", device="cpu").pieces()
     assert own.task.parameters == {"device": "cuda"}, "what the grid says goes first"
+    (other,) = sweep("seed=1", data="elsewhere").pieces()
+    assert other.task.id != here.task.id and other.task.parameters == {"seed": 1, "data": "elsewhere"}
+
+
+def test_a_parameter_that_only_shares_its_name_is_let_alone(sweep, tmp_path):
+    """In a notebook of somebody else `device = 0` may be the number of a printer."""
+    source = write(tmp_path / "tiny.ipynb", "seed")
+    source.write_text(source.read_text().replace('device = \\"auto\\"', "device = 0"))
+    (piece,) = sweep("seed=1", source=source, device="cpu").pieces()
+    assert piece.task.parameters == {"seed": 1}
 
 
 def test_ids_are_file_names(sweep):
-    parameters = {"name": "/a b/ü:*?" + "x" * 300}
-    name = cell_id(parameters, ("name",))
-    assert len(name) < 120 and "/" not in name and " " not in name
-    assert cell_id({"name": "a"}, ()) != cell_id({"name": "b"}, ())
-    assert cell_id({"a": 1, "b": 2}, ()) == cell_id({"b": 2, "a": 1}, ())
-    assert cell_id({"seed": 1}, ()) != cell_id({"seed": 1.5}, ())
+    (piece,) = sweep(f"name=/a b/ü:*?{'x' * 300}").pieces()
+    assert len(piece.task.id) < LONGEST_NAME + 20 and not set("/ :*?") & set(piece.task.id)
+    names = ["name=a", "name=b", "seed=2", "seed=3", "rate=2", "rate=3"]
+    assert len({sweep(name).pieces()[0].task.id for name in names}) == len(names)
 
 
 def test_what_was_asked_is_written_with_the_source(sweep, tmp_path):
@@ -110,7 +127,13 @@ def test_what_was_asked_is_written_with_the_source(sweep, tmp_path):
         {"seed": 2, "name": "kd"},
     ]
     assert [cell["id"] for cell in sheet["cells"]] == [piece.task.id for piece in made.pieces()]
-    assert (made.folder / "notebook.ipynb").read_bytes() == (tmp_path / "tiny.ipynb").read_bytes()
+    (copy,) = (made.folder / "sources").iterdir()
+    assert copy.read_bytes() == (tmp_path / "tiny.ipynb").read_bytes()
+    assert {piece.task.notebook for piece in made.pieces()} == {str(copy)}
+    sweep("seed=1", source=write(tmp_path / "tiny.ipynb", "seed + 1")).begin()
+    assert len(list((made.folder / "sources").iterdir())) == 2, (
+        "a command that runs keeps the code it began with"
+    )
     assert "/home" not in (made.folder / "sweep.json").read_text()
 
 
@@ -118,8 +141,12 @@ def test_two_notebooks_do_not_share_a_folder(sweep, tmp_path):
     sweep("seed=1", name="mine").begin()
     with pytest.raises(IkdError, match="holds a sweep of tiny.ipynb.*NAME="):
         sweep("seed=1", name="mine", source=write(tmp_path / "other.ipynb"))
-    with pytest.raises(IkdError, match="one folder's name"):
-        sweep("seed=1", name="../mine")
+    for name in ("../mine", ".."):
+        with pytest.raises(IkdError, match="one folder's name"):
+            sweep("seed=1", name=name)
+    (tmp_path / "results" / "sweeps" / "mine" / "sweep.json").write_text("[")
+    with pytest.raises(IkdError, match="cannot be read; delete it"):
+        sweep("seed=1", name="mine")
 
 
 def test_a_dry_run_says_what_is_left_and_writes_nothing(sweep, tmp_path, capsys):
@@ -139,6 +166,7 @@ def test_a_mistake_anywhere_in_the_grid_stops_before_anything_is_written(sweep, 
     for options, words in (
         (["-p", "sed=1"], "did you mean seed?"), (["-p", "seed=1,x"], "seed"), ([], "no"),
         (["-p", "seed=1", "--jobs", "many"], "jobs: 'many'"),
+        (["-p", "seed=1", "--device", "gpu"], "device: 'gpu'"),
     ):  # fmt: skip
         assert __main__.main([*asked, *options]) == 2
         said = capsys.readouterr().err

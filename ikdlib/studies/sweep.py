@@ -84,16 +84,15 @@ class Sweep:
         return found
 
     def id_of(self, parameters: Mapping[str, Any]) -> str:
-        """A cell's name: what differs from the notebook's defaults, and a hash of all its parameters.
+        """A cell's name: the parameters it was given, and a hash of them.
 
-        So it is the same cell in a larger grid, and with a default written out. Where results go, and what
-        computes, is no part of it; other data or teachers are.
+        So it is the same cell in another grid, whether a parameter is swept there or fixed. Where results go,
+        and what computes, is no part of it; other data or teachers are.
         """
         inputs = {name: self.places[name] for name in ("data", "teachers") if name in self.places}
-        whole = {**self.defaults, **inputs, **parameters}
+        whole = {**inputs, **parameters}
         digest = hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
-        different = {name: value for name, value in parameters.items() if value != self.defaults[name]}
-        return f"{readable(dict(sorted(different.items())))}-{digest[:12]}".lstrip("-")
+        return f"{readable(dict(sorted(parameters.items())))}-{digest[:12]}"
 
     def begin(self) -> None:
         """Write what was asked and the notebook's source, from which cells on any machine start."""

@@ -170,7 +170,7 @@ class Place:
         """What nobody needs any more: temporary folders, half-written files, told progress."""
         below = [path for path in self.results.rglob("*") if path.is_file()]
         odd = [path for path in below if path.name.startswith(".") or path.name.endswith(".status.json")]
-        odd += [path for path in below if path.name == "progress.json" and "sweeps" in path.parts[-3:]]
+        odd += [path for path in below if path.name.startswith("progress-") and "sweeps" in path.parts[-3:]]
         return sorted(path.name for path in (*odd, *self.temporary.iterdir()))
 
     def processes(self) -> dict[int, str]:

@@ -116,7 +116,9 @@ def test_every_setting_can_be_given_and_is_used(path):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "StudySettings"
     ]  # fmt: skip
     passed = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-    for name in set(StudySettings.model_fields) - {"pairs", "methods", "seeds"}:
+    # One run trains in the notebook itself, so there is no number at once to choose.
+    others = {"pairs", "methods", "seeds"} | ({"jobs"} if path.stem[:2] in ("10", "11") else set())
+    for name in set(StudySettings.model_fields) - others:
         assert name in parameters_of(path) and passed[name] == name
 
 

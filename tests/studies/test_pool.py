@@ -127,7 +127,7 @@ def test_jobs_start_in_their_order(jobs):
 
 
 def test_cores_are_shared_out(jobs, monkeypatch):
-    monkeypatch.setattr(pool.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(pool, "_cores", lambda: 8)
     two = jobs(1, 4)
     run_all(two, workers=2, show=False)
     assert [(job.run.folder / "started").read_text() for job in two] == ["4", "4"]
@@ -323,7 +323,7 @@ def test_the_gpus_memory_is_shared_out(jobs, tmp_path, workers, started, share):
 def test_more_than_memory_allows_are_fewer_with_one_warning(jobs, tmp_path, pools, monkeypatch):
     """Four asked for, room for two and a half: two at once, each with half of the GPU and of the cores."""
     rewritten(tmp_path, 'str(job["threads"])', 'str(job["threads"]) + " " + str(job["share"])')
-    monkeypatch.setattr(pool.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(pool, "_cores", lambda: 8)
     monkeypatch.setattr(pool.memory, "available_mib", lambda: 2.5 * pool.memory.CHILD_MIB)
     four = jobs(1, 4, 5, 9)
     with pytest.warns(UserWarning, match="4 runs at once") as said:
@@ -354,7 +354,7 @@ def choosing(monkeypatch) -> list[tuple]:
         return 3
 
     monkeypatch.setattr(pool.throughput, "choose", choose)
-    monkeypatch.setattr(pool.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(pool, "_cores", lambda: 2)
     return asked
 
 

@@ -54,7 +54,6 @@ def test_a_cell_for_each_of_the_grid(sweep):
     [
         (["seed=1..3", "rate=0.25"], [False, True, False]),
         (["rate=0.25,0.75", "seed=2"], [True, False]),
-        (["seed=2", "rate=0.25", "name=kd"], [True]),  # a default written out
         (["seed=2", "rate=0.25", "name=dkd"], [False]),
         (["seed=2"], [False]),
     ],

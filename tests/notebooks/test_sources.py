@@ -16,7 +16,7 @@ NAMES = [path.stem for path in SOURCES]
 # What a notebook lets a user choose beyond the settings of a study, by its number.
 OWN = {
     "10": {"architecture"},
-    "11": {"pair", "method", "seed"},
+    "11": {"pair", "method", "seed", "changes", "keep_logits"},
     "30": {"grid"},
     "31": {"grid"},
     "32": {"method", "controls"},

@@ -53,6 +53,9 @@ class Display:
     def begin(self, pieces: list[Piece], before: int) -> None:
         """The cells that are to be done, and how many were done before."""
         self._pieces, self.before = pieces, before
+        for path in self.folder.glob("progress-*.json"):
+            if _read(path) is None:  # of a command that was killed
+                path.unlink(missing_ok=True)
         if sys.stderr.isatty():
             from tqdm import tqdm
 

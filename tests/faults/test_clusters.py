@@ -178,6 +178,7 @@ def test_ctrl_c(started):
 def test_a_killed_command(started):
     """Its cells go on under their workers; the same command waits for them, and does the others."""
     os.kill(started.command.process.pid, signal.SIGKILL)
+    started.command.process.wait()
     again = started.sweep(3)
     until(lambda: "cells at once: 2" in again.said, again)
     assert not gone(*started.whose(1)[0][1:]) and not gone(*started.whose(2)[0][1:])

@@ -224,7 +224,7 @@ def test_a_worker_that_comes_later_with_other_code(place):
         f"ikdlib {ikdlib.__version__} here is other code than where the sweep was started; update one of them"
     )
     assert f"failed: cell=2: {why}" in command.printed.splitlines()
-    assert place.done() == all_done(1)
+    assert place.done() == {**all_done(1), "cell=2": ("failed", 2, why)}
     assert place.whose(2) == []
 
 

@@ -52,6 +52,11 @@ class Run:
         return "unfinished" if self.checkpoint.exists() else "missing"
 
     @property
+    def over(self) -> bool:
+        """Whether it has ended, well or not: a table shows a run that diverged as such."""
+        return self.status in ("finished", "diverged")
+
+    @property
     def result(self) -> dict[str, Any]:
         """The content of ``result.json``."""
         return _read_json(self.folder / "result.json")

@@ -97,8 +97,12 @@ def test_conda_users_get_the_requirements_of_pip_users():
     (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
     assert f"python{project['requires-python']}" in plain
     assert sorted(pip) == sorted(
-        [*project["dependencies"], *project["optional-dependencies"]["notebooks"],
-         *project["optional-dependencies"]["cluster"], "-e ."]
+        [
+            *project["dependencies"],
+            *project["optional-dependencies"]["notebooks"],
+            *project["optional-dependencies"]["cluster"],
+            "-e .",
+        ]
     )
 
 

@@ -50,7 +50,7 @@ def _list(settings) -> None:
         say(part.state)
         for job in jobs:
             spec, status = job.spec, job.run.status
-            if status in evidence.OVER:
+            if job.run.over:
                 say(f"  {spec.run_id}: {status}, skipped")
                 continue
             estimate = seconds_of(job, part.data, measured.setdefault(spec.holdout, {}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,19 +22,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     study_options(train)
     train.add_argument("--threads", type=int, help="threads on the CPU")
     train.set_defaults(run=_train)
-    table = commands.add_parser("table", help="the runs of a table, and the table, through its notebook")
-    study_options(table, dry=True)
-    engine_options(table)
-    table.set_defaults(run=_table)
-    ablations = commands.add_parser("ablations", help="notebooks 30 to 33: the paper's ablations, and more")
+    _of_cells(commands, "table", "the runs of a table, and the table, through its notebook", _table)
+    words = "notebooks 30 to 33: the paper's ablations, and more"
+    ablations = _of_cells(commands, "ablations", words, _ablations)
     ablations.add_argument("--only", default="", help="numbers of notebooks, like 30,31")
-    study_options(ablations, dry=True)
-    engine_options(ablations)
-    ablations.set_defaults(run=_ablations)
-    teachers = commands.add_parser("teachers", help="train the teachers that are not there")
-    study_options(teachers, dry=True)
-    engine_options(teachers)
-    teachers.set_defaults(run=_teachers)
+    _of_cells(commands, "teachers", "train the teachers that are not there", _teachers)
     report = commands.add_parser("report", help="report.html from the run folders; trains nothing")
     report.add_argument("--results", default="results", metavar="RESULTS")
     report.set_defaults(run=_report)
@@ -42,6 +35,17 @@ def add(commands: argparse._SubParsersAction) -> None:
         equal.add_argument(f"--{name}", default="", metavar=name.upper())
     equal.add_argument("--dry", action="store_true", help="train nothing, read what is finished")
     equal.set_defaults(run=_equivalence)
+
+
+def _of_cells(
+    commands: argparse._SubParsersAction, name: str, text: str, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    """A command whose missing runs are cells of an engine."""
+    parser = commands.add_parser(name, help=text)
+    study_options(parser, dry=True)
+    engine_options(parser)
+    parser.set_defaults(run=run)
+    return parser
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -53,9 +57,8 @@ def _train(options: argparse.Namespace) -> int:
     from ikdlib.studies import children
     from ikdlib.studies.study import Study
 
-    if not set(children.ENVIRONMENT) <= set(
-        os.environ
-    ):  # read by the C library at its start: start once more
+    if not children.ENVIRONMENT.keys() <= os.environ.keys():
+        # The C library reads them at its start: start once more.
         os.execvpe(
             sys.executable,
             [sys.executable, "-m", "ikdlib", *sys.argv[1:]],
@@ -110,7 +113,7 @@ def _teachers(options: argparse.Namespace) -> int:
     if options.dry:
         print(plan.dry_run([plan.teacher_study(settings)], students=False))
         return 0
-    study = plan.teacher_study(reproduce.placed(settings, options.scheduler))
+    study = plan.teacher_study(settings.placed(options.scheduler))
     reproduce.train_teachers([study], options.scheduler)
     for architecture in study.architectures:
         print(f"{architecture}: {study.teacher(architecture).path}")

@@ -6,11 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ikdlib.commands.options import engine_options
+from ikdlib.commands.options import engine_options, study_settings
 from ikdlib.errors import IkdError
 
 if TYPE_CHECKING:
     from ikdlib.studies.dispatch import Piece
+    from ikdlib.studies.settings import StudySettings
     from ikdlib.studies.sweep import Sweep
 
 PLACES = ("data", "teachers", "device")
@@ -48,7 +49,10 @@ def _sweep(options: argparse.Namespace) -> int:
 
     if not options.notebook:
         raise IkdError("notebook: none was named (NB=notebooks/11_distill_student.ipynb)")
-    source, results = Path(options.notebook), Path(options.results or "results")
+    if options.device not in ("", "auto", "cpu", "cuda"):
+        raise IkdError(f"device: {options.device!r} is none of auto, cpu and cuda")
+    source, settings = Path(options.notebook), study_settings(options)
+    results = Path(settings.results)
     if options.watch:
         watch(results / "sweeps" / (options.name or source.stem))
         return 0
@@ -56,7 +60,7 @@ def _sweep(options: argparse.Namespace) -> int:
         asked = grid.read(Path(options.grid), source, options.values)
     else:
         asked = grid.of_options(options.values, source)
-    sweep = Sweep(source, asked, results, options.name, _places(options))
+    sweep = Sweep(source, asked, results, options.name, _places(options, settings))
     pieces = sweep.pieces()
     done = [piece.done() for piece in pieces]
     if options.dry:
@@ -64,44 +68,38 @@ def _sweep(options: argparse.Namespace) -> int:
             print(f"  {piece.name}: {'finished, skipped' if ended else 'to do'}")
         print(f"{len(pieces)} cells, {sum(done)} of them finished, in {sweep.folder}")
         return 0
-    return _execute(sweep, pieces, len(pieces) - sum(done), options)
+    waiting = [piece for piece, ended in zip(pieces, done, strict=True) if not ended]
+    return _execute(sweep, waiting, sum(done), settings, options.scheduler)
 
 
-def _execute(sweep: Sweep, pieces: list[Piece], count: int, options: argparse.Namespace) -> int:
+def _execute(sweep: Sweep, waiting: list[Piece], before: int, settings: StudySettings, scheduler: str) -> int:
     """Run what is not done, then write the table and the plots of what is; 1 if a cell failed."""
     from ikdlib.reporting.sweep import write
     from ikdlib.studies import dispatch
     from ikdlib.studies.display import Display, forget
     from ikdlib.studies.engine import open_engine
 
-    jobs = _jobs(options.jobs)
-    if options.device not in ("", "auto", "cpu", "cuda"):
-        raise IkdError(f"device: {options.device!r} is none of auto, cpu and cuda")
-    summary = dispatch.Summary(len(pieces), done=len(pieces))
-    if count:
-        device = options.device or "auto"
-        data = _data_of(sweep), options.data
-        with open_engine(options.scheduler, jobs, device, count, sweep.folder, *data) as engine:
+    summary, folder = dispatch.Summary(before, done=before), sweep.folder
+    if waiting:
+        where = scheduler, settings.jobs, settings.device, len(waiting), folder
+        with open_engine(*where, _data_of(sweep), settings.data) as engine:
             sweep.begin()
-            display = Display(sweep.folder.name, sweep.folder, lambda: engine.slots)
+            display = Display(folder.name, folder, lambda: engine.slots)
             try:
-                summary = dispatch.run(pieces, engine, sweep.folder, display)
+                summary = dispatch.run(waiting, engine, folder, display, before)
             finally:
-                forget(sweep.folder)
+                forget(folder)
     sweep.begin()  # another command may have asked for another grid meanwhile
-    table, *_ = write(sweep.folder)
+    table, *_ = write(folder)
     print("\n".join([*summary.lines, str(table)]))
     return 0 if summary.done == summary.total else 1
 
 
-def _places(options: argparse.Namespace) -> dict[str, str]:
-    """What is passed on to the notebook; whole paths, where cells on other machines are to find them."""
-    found = {name: getattr(options, name) for name in ("results", *PLACES)}
-    found["device"] = "" if options.device == "auto" else options.device
-    if options.scheduler:
-        paths = ("results", "data", "teachers")
-        found |= {name: str(Path(found[name]).resolve()) for name in paths if found[name]}
-    return found
+def _places(options: argparse.Namespace, settings: StudySettings) -> dict[str, str]:
+    """What is passed on to the notebook: the places that were named, and the device unless it is auto."""
+    placed = settings.placed(options.scheduler)
+    found = {name: getattr(placed, name) for name in ("results", *PLACES) if getattr(options, name)}
+    return {name: value for name, value in found.items() if (name, value) != ("device", "auto")}
 
 
 def _data_of(sweep: Sweep) -> str:
@@ -111,13 +109,3 @@ def _data_of(sweep: Sweep) -> str:
     chosen = {cell.get("profile", sweep.defaults.get("profile")) for cell in sweep.grid.cells}
     names = {PROFILES[name].data for name in chosen if name in PROFILES}
     return max(names, default="", key=lambda name: name == "cifar100")
-
-
-def _jobs(text: str) -> int:
-    try:
-        count = 0 if text in ("", "auto") else int(text)
-    except ValueError:
-        raise IkdError(f"jobs: {text!r} is not a whole number") from None
-    if count < 0:
-        raise IkdError(f"jobs: {count} is less than one at a time; 0 or auto chooses")
-    return count

@@ -88,7 +88,7 @@ def collect(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
                 found.setdefault(run.spec.run_id, []).append(run)
     kept = []
     for run_id, every in found.items():
-        same = [run for run in every if run.status in ("finished", "diverged")] or every[:1]
+        same = [run for run in every if run.over] or every[:1]
         if len({str(run.result) for run in same if len(same) > 1}) > 1:
             left_out.append(f"{run_id}: {len(same)} folders have this id and other results")
             continue
@@ -123,7 +123,7 @@ def fault(run: Run, folder: Path) -> str | None:
     try:
         if run.status in ("missing", "unfinished"):
             return None
-        if run.status not in ("finished", "diverged"):
+        if not run.over:
             return f"its result.json has a status {run.status!r}; restore it, or delete the folder"
         runs.check_format(folder / "result.json", run.result["format_version"])
         if damaged := runs.damaged_files(run):

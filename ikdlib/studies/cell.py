@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 import ikdlib
 from ikdlib import files, status
 from ikdlib.errors import IkdError
+from ikdlib.parent import end_with_parent
 from ikdlib.spec import Settings
 from ikdlib.studies import children, kernel, notebook
 
@@ -156,24 +157,15 @@ def _execute(task: Task) -> int:
     os.environ[status.FILE] = str(task.status_file.resolve())
     began, outcome, failure = time.monotonic(), {}, None
     try:
-        copy = notebook.execute(
-            Path(task.notebook), task.output, task.failed, task.parameters, stopped.is_set
-        )
-        try:
-            outcome = notebook.outcome_of(copy)
-        except IkdError as error:  # the notebook is to be mended as after any other failure
-            os.replace(task.output, task.failed)
-            raise notebook.Failure("IkdError", str(error), task.failed) from None
-    except KeyboardInterrupt:
-        return children.STOPPED[0]
-    except Exception as error:
-        if not (stopped.is_set() or isinstance(error, notebook.Failure)):
-            raise
-        failure = error
+        outcome = _outcome(task, stopped)
+    except (KeyboardInterrupt, Exception) as error:
         if stopped.is_set():
             if isinstance(error, notebook.Failure):
                 task.failed.unlink(missing_ok=True)  # it did not fail
             return children.STOPPED[0]
+        if not isinstance(error, notebook.Failure):
+            raise
+        failure = error
     error = None if failure is None else _explained(failure)
     task.write_record(error, time.monotonic() - began, outcome)
     if failure is None:
@@ -186,10 +178,20 @@ def _execute(task: Task) -> int:
     return children.KERNEL_DIED if failure.kind == "DeadKernelError" else children.FAILED
 
 
+def _outcome(task: Task, stopped: threading.Event) -> dict[str, float | None]:
+    """Execute the notebook, and read what it showed; that it cannot be read is a failure like any other."""
+    source = Path(task.notebook)
+    copy = notebook.execute(source, task.output, task.failed, task.parameters, stopped.is_set)
+    try:
+        return notebook.outcome_of(copy)
+    except IkdError as error:
+        os.replace(task.output, task.failed)
+        raise notebook.Failure("IkdError", str(error), task.failed) from None
+
+
 def _explained(failure: notebook.Failure) -> str:
-    return (
-        failure.text if failure.kind in ("IkdError", "DeadKernelError") else f"{failure.kind}: {failure.text}"
-    )
+    told = failure.kind in ("IkdError", "DeadKernelError")  # their text says it all
+    return failure.text if told else f"{failure.kind}: {failure.text}"
 
 
 def _stop_on_signals(stopped: threading.Event) -> None:
@@ -215,7 +217,7 @@ def _stop_on_signals(stopped: threading.Event) -> None:
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     if children.PARENT in os.environ:
-        children.end_with_parent(int(os.environ[children.PARENT]), orphaned)
+        end_with_parent(int(os.environ[children.PARENT]), orphaned)
 
 
 def main() -> int:

@@ -12,9 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +41,6 @@ LOST = 71
 """Workers of a cluster died with the cell."""
 STOPPED = (130, 143)
 """Stopped by SIGINT or SIGTERM, and saved."""
-
 
 PARENT = "IKDLIB_PARENT"
 """Environment: the process whose end is a child's end. It may be gone before the child can ask who it was."""
@@ -136,14 +133,3 @@ def reason(status: int, words: str) -> str:
         name = signal.Signals(-status).name
         return f"killed by {name}" + (" (out of memory, as a rule)" if name == "SIGKILL" else "")
     return words or "it printed nothing"
-
-
-def end_with_parent(parent: int, at_end: Callable[[], None], every: float = 0.5) -> None:
-    """Call ``at_end``, from a thread of its own, when this process is no longer a child of ``parent``."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(every)
-        at_end()
-
-    threading.Thread(target=watch, daemon=True).start()

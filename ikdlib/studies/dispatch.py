@@ -71,15 +71,18 @@ class Summary:
             raise IkdError("; ".join(reversed(self.lines)) + "; the same command tries them again")
 
 
-def run(pieces: Iterable[Piece], engine, folder: Path, display: Display) -> Summary:
+def run(pieces: Iterable[Piece], engine, folder: Path, display: Display, before: int = 0) -> Summary:
     """Execute the cells that are not done, in their order, as many at once as the engine has slots.
+
+    Args:
+        before: cells that are known to be done, and not among ``pieces``.
 
     Raises:
         KeyboardInterrupt: after the running cells have saved; the rest was not started.
     """
     pieces, began = list(pieces), time.time()
     waiting = deque(piece for piece in pieces if not piece.done())
-    summary = Summary(len(pieces), done=len(pieces) - len(waiting))
+    summary = Summary(before + len(pieces), done=before + len(pieces) - len(waiting))
     display.begin(list(waiting), summary.done)
     running: dict[Future, Piece] = {}
     try:

@@ -19,7 +19,8 @@ from ikdlib.data import DataSet
 from ikdlib.errors import IkdError
 from ikdlib.studies import ablations, cache, pool, protocol
 from ikdlib.studies.profiles import profile
-from ikdlib.studies.study import Study, StudySettings
+from ikdlib.studies.settings import StudySettings
+from ikdlib.studies.study import Study
 from ikdlib.studies.teachers import TeacherFile
 from ikdlib.studies.variants import Variant
 from ikdlib.training.job import Job, choose_device
@@ -28,7 +29,6 @@ PRECISION = "fp32"
 """bf16 has not passed its equivalence test yet, and on the Intel machine this began on it is half as fast."""
 
 FOUR = ("kd", "kd+ikd", "dkd", "dkd+ikd")
-OVER = ("finished", "diverged")
 ABSENT = "a teacher that is not there"
 
 
@@ -140,7 +140,7 @@ class Part(Study):
         jobs = self.ordered()
         if self.item.trains_teacher:
             return f"{self.item.title}: " + ("not there yet" if jobs else "complete, it is there")
-        over = [job.run.status for job in jobs if job.run.status in OVER]
+        over = [job.run.status for job in jobs if job.run.over]
         bad = f", {over.count('diverged')} of them diverged" if "diverged" in over else ""
         words = f"{len(over)} of {len(jobs)} runs" if len(over) < len(jobs) else f"complete, {len(jobs)} runs"
         return f"{self.item.title}: {words}{bad}"
@@ -196,7 +196,7 @@ def work(settings: StudySettings, first: int = 0, say: Callable[[str], None] = p
             say(str(error))
         for job in group:
             say(_outcome(job))
-        failed += [job.spec.run_id for job in group if job.run.status not in OVER]
+        failed += [job.spec.run_id for job in group if not job.run.over]
         part.keep_if_finished()
         _throw_away_logits(part, group, found, say)
         ended += len(group)
@@ -228,7 +228,7 @@ def _turns(
         if waiting := [job for job in own if waits(job)]:
             teacher = waiting[0].spec.teacher
             say(f"{part.item.title}: {len(waiting)} runs passed over, there is no {teacher} (TEACHERS=DIR)")
-        ready = [job for job in own if not waits(job) and job.run.status not in OVER]
+        ready = [job for job in own if not waits(job) and not job.run.over]
         size = 1 if workers == 1 else max(len(ready), 1)
         for start in range(0, len(ready), size):
             yield part, ready[start : start + size]
@@ -260,7 +260,7 @@ def _throw_away_logits(
     if not Path(group[0].slabs).is_dir():
         return
     alike = [other for other in found if other.architectures == part.architectures]  # of the same teacher
-    needed = {_asked(job) for other in alike for job in other.ordered() if job.run.status not in OVER}
+    needed = {_asked(job) for other in alike for job in other.ordered() if not job.run.over}
     for asked, job in {_asked(job): job for job in group}.items():
         if asked is None or asked in needed:
             continue

@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from ikdlib import status
-from ikdlib.studies.children import end_with_parent, stay_nice
+from ikdlib.parent import end_with_parent
+from ikdlib.studies.children import stay_nice
 
 # The user's start-up files stay out of a reproduction, and only errors speak.
 CONFIG = "c.IPKernelApp.log_level = 40\n"

@@ -87,7 +87,7 @@ def dry_run(found: Iterable[Study], students: bool = True) -> str:
                 continue
             seen.add(job.spec.run_id)
             status = job.run.status
-            if status in ("finished", "diverged"):
+            if job.run.over:
                 lines.append(f"  {job.spec.run_id}: {status}, skipped")
                 continue
             estimate = seconds_of(job, study.data, measured)

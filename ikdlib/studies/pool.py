@@ -112,7 +112,7 @@ def run_all(jobs: Iterable[Job], workers: int = 0, show: bool = True) -> dict[st
     Raises:
         IkdError: a run failed; the message names its log. The others are finished first.
     """
-    pending = [job for job in jobs if job.run.status not in ("finished", "diverged")]
+    pending = [job for job in jobs if not job.run.over]
     if not pending:
         return {}
     slots = share_out(workers or default_workers(pending), pending[0].device, len(pending))
@@ -196,7 +196,7 @@ def _new_warnings(read: dict[Path, int]) -> Iterator[str]:
 
 
 def _epochs_done(job: Job) -> float:
-    if job.run.status in ("finished", "diverged"):
+    if job.run.over:
         return job.spec.recipe.epochs
     progress = job.run.progress
     return 0.0 if not progress else progress["epoch"] - 1 + progress["step"] / progress["steps"]

@@ -30,7 +30,7 @@ def reproduce(settings: StudySettings, scheduler: str = "") -> list[Path]:
     Raises:
         IkdError: a cell failed; the others were done first, and no table is written.
     """
-    settings = placed(settings, scheduler)
+    settings = settings.placed(scheduler)
     studies = plan.studies(settings)
     train(studies.values(), scheduler)
     return [_table(name, study, study.settings.pairs, settings.methods) for name, study in studies.items()]
@@ -38,7 +38,7 @@ def reproduce(settings: StudySettings, scheduler: str = "") -> list[Path]:
 
 def ablate(settings: StudySettings, only: str = "", scheduler: str = "") -> list[Path]:
     """Train what the ablations miss and write their tables; returns and raises as `reproduce`."""
-    settings = placed(settings, scheduler)
+    settings = settings.placed(scheduler)
     found = plan.ablation_studies(settings, only)
     train([study for studies in found.values() for study in studies], scheduler)
     return [_table(name, studies[0], settings.pairs, settings.methods) for name, studies in found.items()]
@@ -72,14 +72,6 @@ def train_teachers(studies: Iterable[Study], scheduler: str = "") -> None:
     _run(TEACHER, studies, pieces, scheduler)
 
 
-def placed(settings: StudySettings, scheduler: str) -> StudySettings:
-    """The settings with whole paths, where cells on other machines are to find the same places."""
-    if not scheduler:
-        return settings
-    places = {name: getattr(settings, name) for name in ("results", "data", "teachers")}
-    return settings.updated(**{name: str(Path(path).resolve()) for name, path in places.items() if path})
-
-
 def _run(name: str, studies: list[Study], pieces: list[tuple[dispatch.Piece, Job]], scheduler: str) -> None:
     """Execute the cells of one notebook that are not done, all at once."""
     missing = [(piece, job) for piece, job in pieces if not piece.done()]
@@ -94,7 +86,8 @@ def _run(name: str, studies: list[Study], pieces: list[tuple[dispatch.Piece, Job
     data = (studies[0].profile.data, settings.data)
     with open_engine(scheduler, wanted, settings.device, len(missing), results, *data) as engine:
         display = Display(name, folder, lambda: engine.slots)
-        dispatch.run([piece for piece, _ in pieces], engine, folder, display).check()
+        waiting = [piece for piece, _ in missing]
+        dispatch.run(waiting, engine, folder, display, len(pieces) - len(missing)).check()
 
 
 def _student(study: Study, student: Student, several_pairs: bool) -> tuple[dispatch.Piece, Job]:
@@ -105,8 +98,7 @@ def _student(study: Study, student: Student, several_pairs: bool) -> tuple[dispa
     }  # fmt: skip
     task = _task(study, STUDENT, spec.run_id, chosen)
     name = f"{student.variant.label} s{spec.seed}" + (f" {student.pair}" if several_pairs else "")
-    ended = ("finished", "diverged")  # a table shows a run that diverged as such
-    done = lambda: student.job.run.status in ended  # noqa: E731
+    done = lambda: student.job.run.over  # noqa: E731
     return dispatch.Piece(task, name, spec.recipe.epochs, done), student.job
 
 

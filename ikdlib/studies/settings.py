@@ -5,6 +5,7 @@ They are validated as a whole before anything trains. Nothing here needs torch: 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from ikdlib.spec import Settings, setting
@@ -26,3 +27,10 @@ class StudySettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = setting("auto")
     results: str = setting("results")
     jobs: int = setting(0, ge=0, description="runs at once; 0 or auto chooses")
+
+    def placed(self, scheduler: str) -> StudySettings:
+        """With whole paths where there is a scheduler: cells on other machines find the same places."""
+        if not scheduler:
+            return self
+        places = {name: getattr(self, name) for name in ("results", "data", "teachers")}
+        return self.updated(**{name: str(Path(path).resolve()) for name, path in places.items() if path})

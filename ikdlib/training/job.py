@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from pydantic import Field
 
 from ikdlib import data, models, status
 from ikdlib.errors import WARNING, IkdError
+from ikdlib.parent import end_with_parent
 from ikdlib.runs import Run
 from ikdlib.spec import RunSpec, Settings, setting
 from ikdlib.training import checkpoint
@@ -62,7 +61,7 @@ class Stop:
         signal.signal(signal.SIGINT, self._note)
         signal.signal(signal.SIGTERM, self._note)
         if orphan_stops:
-            threading.Thread(target=self._watch, args=(os.getppid(),), daemon=True).start()
+            end_with_parent(os.getppid(), lambda: self._note(signal.SIGTERM, None))
 
     def __call__(self) -> bool:
         return self.signal is not None
@@ -80,11 +79,6 @@ class Stop:
         self.signal = number
         if self._at_once:
             os._exit(128 + number)
-
-    def _watch(self, parent: int) -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        self._note(signal.SIGTERM, None)
 
 
 def choose_device(name: str) -> torch.device:
@@ -121,7 +115,7 @@ def execute(job: Job, stop: Stop | None = None, say=print) -> int:
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(job.share)
     with run.lock(say=say):
-        if run.status in ("finished", "diverged"):
+        if run.over:
             say(f"{spec.run_id}: {run.status} before")
             return 0 if run.status == "finished" else 3
         images = data.load(spec.data, job.data, holdout=spec.holdout)

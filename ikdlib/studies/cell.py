@@ -185,6 +185,7 @@ def _outcome(task: Task, stopped: threading.Event) -> dict[str, float | None]:
     try:
         return notebook.outcome_of(copy)
     except IkdError as error:
+        task.failed.parent.mkdir(exist_ok=True)
         os.replace(task.output, task.failed)
         raise notebook.Failure("IkdError", str(error), task.failed) from None
 

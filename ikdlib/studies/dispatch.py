@@ -91,6 +91,7 @@ def run(pieces: Iterable[Piece], engine, folder: Path, display: Display, before:
                 waiting.remove(piece)
                 if piece.done():  # by somebody else, since this was planned
                     summary.done += 1
+                    piece.task.log.unlink(missing_ok=True)
                     display.ended(piece)
                     continue
                 if piece.elsewhere and (why := _failed_elsewhere(piece, began)):
@@ -160,7 +161,7 @@ def _end(piece: Piece, future: Future, waiting: deque[Piece], engine, summary: S
         full = isinstance(error, OSError) and error.errno in children.FULL
         lost = type(error).__name__ == "KilledWorker"
         code = children.DISK_FULL if full else children.LOST if lost else children.FAILED
-        words = f"{type(error).__name__}: {error}"
+        words = "the workers that ran it died" if lost else f"{type(error).__name__}: {error}"
     if code == children.FINISHED or (code != children.ELSEWHERE and piece.done()):
         summary.done += 1
         if code == children.FINISHED:

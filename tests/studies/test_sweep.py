@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import nbformat
@@ -10,7 +11,7 @@ import pytest
 
 from ikdlib import __main__
 from ikdlib.errors import IkdError
-from ikdlib.studies import grid
+from ikdlib.studies import cell, grid
 from ikdlib.studies.notebook import digest_of
 from ikdlib.studies.sweep import LONGEST_NAME, Sweep
 
@@ -172,3 +173,21 @@ def test_a_mistake_anywhere_in_the_grid_stops_before_anything_is_written(sweep, 
         assert words in said and said.count("\n") == 1, said
     assert __main__.main(["sweep", "-p", "seed=1"]) == 2 and "NB=" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_outcome_that_is_none_fails_the_cell_and_keeps_its_notebook(sweep, monkeypatch):
+    """Even where it is the first to fail, so that there is no folder for it yet."""
+    task = sweep("seed=1").pieces()[0].task
+
+    def execute(source, output, failed, parameters, stopped):
+        output.parent.mkdir(parents=True)
+        output.write_text("as it was executed")
+        shown = nbformat.v4.new_output("execute_result", {"text/plain": "'good'"}, execution_count=1)
+        cell = nbformat.v4.new_code_cell("x", metadata={"tags": ["outcome"]}, outputs=[shown])
+        return nbformat.v4.new_notebook(cells=[cell])
+
+    monkeypatch.setattr(cell.notebook, "execute", execute)
+    with pytest.raises(cell.notebook.Failure) as failure:
+        cell._outcome(task, threading.Event())
+    assert failure.value.kind == "IkdError" and "neither a number nor a dict" in failure.value.text
+    assert task.failed.read_text() == "as it was executed" and not task.output.exists()

@@ -48,7 +48,7 @@ class Sweep:
         self.defaults = notebook.parameters_of(source)
         named = {name for cell in grid.cells for name in cell}
         self.places = {
-            name: value for name, value in places.items()
+            name: value for name, value in (places or {}).items()
             if value and name not in named and type(self.defaults.get(name)) is str
         }  # fmt: skip
         sheet = self.folder / "sweep.json"

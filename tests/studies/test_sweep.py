@@ -66,6 +66,12 @@ def test_a_finished_cell_stays_finished_in_another_grid(sweep, options, done):
     assert [piece.done() for piece in sweep(*options).pieces()] == done
 
 
+def test_places_need_not_be_named(tmp_path):
+    source = write(tmp_path / "tiny.ipynb", "seed")
+    (piece,) = Sweep(source, grid.of_options(["seed=2"], source), tmp_path / "results").pieces()
+    assert piece.task.parameters == {"seed": 2}
+
+
 def test_a_failed_one_is_not_done(sweep):
     (piece,) = sweep("seed=1").pieces()
     finish(piece, "failed")

@@ -30,6 +30,7 @@ from ikdlib.studies import children, grid
 from ikdlib.studies.sweep import Sweep
 
 IMPORT = "import torch, torchvision"
+MARK = "BENCHMARK_CELLS"
 
 
 def notebook(path: Path, code: str) -> Path:
@@ -130,7 +131,9 @@ def many(folder: Path, count: int) -> list[dict]:
     source = notebook(folder / "nothing.ipynb", "seed")
     command = [sys.executable, "-m", "ikdlib", "sweep", "--notebook", str(source), "--results", str(folder)]
     began = time.perf_counter()
-    driver = subprocess.Popen([*command, "-p", f"seed=1..{count}"], stderr=subprocess.DEVNULL)
+    environment = {**os.environ, MARK: str(folder)}  # inherited by all that the driver starts
+    command += ["-p", f"seed=1..{count}"]
+    driver = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
     seen: dict[int, float] = {}
     while driver.poll() is None:
         ended = len(list((folder / "sweeps" / "nothing" / "cells").glob("*.json")))
@@ -149,10 +152,9 @@ def many(folder: Path, count: int) -> list[dict]:
 
 
 def belongs(cmdline: Path, folder: Path) -> bool:
-    """Whether a process is a kernel or cell of the sweep in ``folder``."""
+    """Whether a process, a cell or a kernel, comes from the sweep in ``folder``."""
     try:
-        told = (cmdline.parent / "environ").read_bytes().decode(errors="replace")
-        return "ikdlib" in cmdline.read_text() and str(folder) in told
+        return f"{MARK}={folder}" in (cmdline.parent / "environ").read_text(errors="replace").split("\0")
     except OSError:
         return False
 

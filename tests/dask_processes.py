@@ -33,6 +33,20 @@ def until(condition: Callable[[], object], what: str = ""):
     return answer
 
 
+ADAPTIVE = """
+import sys, time
+from distributed import LocalCluster
+file, folder, most = sys.argv[1:]
+with LocalCluster(
+    n_workers=0, threads_per_worker=1, local_directory=folder, scheduler_kwargs={"scheduler_file": file},
+    host="127.0.0.1", dashboard_address="127.0.0.1:0", worker_dashboard_address="127.0.0.1:0",
+) as cluster:
+    cluster.adapt(minimum=0, maximum=int(most), interval="200ms", target_duration="100ms")
+    while True:
+        time.sleep(1)
+"""
+
+
 class DaskProcesses:
     """A scheduler and workers; all that they started is gone after `clear`.
 
@@ -73,6 +87,11 @@ class DaskProcesses:
         assert process.poll() is None, self.log(name)
         return process
 
+    def adaptive(self, most: int) -> None:
+        """A scheduler that starts and ends its workers itself, as there is work for them; none at first."""
+        self._run("adaptive", [sys.executable, "-c", ADAPTIVE, str(self.file), str(self.folder), str(most)])
+        until(self.file.exists, "a scheduler")
+
     def _start(
         self,
         kind: str,
@@ -87,6 +106,11 @@ class DaskProcesses:
             *before, sys.executable, "-m", "dask", kind, "--host", "127.0.0.1", "--no-dashboard",
             "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(self.file), *more,
         ]  # fmt: skip
+        return self._run(name, command, cwd, **changed)
+
+    def _run(
+        self, name: str, command: list[str], cwd: Path | None = None, **changed: str
+    ) -> subprocess.Popen:
         with open(self.folder / f"{name}.log", "ab") as log:
             process = subprocess.Popen(
                 command, cwd=cwd or self.folder, env={**self.environment, **changed},

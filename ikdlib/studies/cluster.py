@@ -50,6 +50,9 @@ class Cluster(Executor):
         IkdError: no answer, or it is no scheduler.
     """
 
+    ahead = 1
+    """Cells that wait at the scheduler: of a cluster that adapts its size, it shows that more would help."""
+
     def __init__(self, scheduler: str, per_gpu: int = 1):
         self.owner, self.code = uuid4().hex, code_digest()
         self._scheduler, self._per_gpu = scheduler, per_gpu

@@ -87,7 +87,8 @@ def run(pieces: Iterable[Piece], engine, folder: Path, display: Display, before:
     running: dict[Future, Piece] = {}
     try:
         while waiting or running:
-            while len(running) < engine.slots and _room(folder, summary) and (piece := _next(waiting)):
+            most = engine.slots + engine.ahead
+            while len(running) < most and _room(folder, summary) and (piece := _next(waiting)):
                 waiting.remove(piece)
                 if piece.done():  # by somebody else, since this was planned
                     summary.done += 1

@@ -1,7 +1,8 @@
 """Where cells run: the local pool, or an existing Dask cluster, behind one interface.
 
-An engine is a ``concurrent.futures`` executor with ``slots`` (cells at once), ``fewer()`` (half as many from
-now on), ``stop()`` (running cells save, the rest is not started), ``environment`` and ``owner`` of its cells.
+An engine is a ``concurrent.futures`` executor with ``slots`` (cells at once), ``ahead`` (cells it is given
+beyond those), ``fewer()`` (half as many from now on), ``stop()`` (running cells save, the rest is not
+started), ``environment`` and ``owner`` of its cells.
 """
 
 from __future__ import annotations

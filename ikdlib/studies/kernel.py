@@ -123,6 +123,10 @@ def main() -> None:
     # ipykernel's own watch would end the process at once, before anything is saved: process 1 it lets be.
     os.environ["JPY_PARENT_PID"] = "1"
     stay_nice()
+    # A code.py or random.py in the folder it works in is not what a kernel means by that name (ipykernel's
+    # own launcher does the same). For the notebook, IPython puts the folder back.
+    if sys.path[0] in ("", os.getcwd()):
+        del sys.path[0]
     from ipykernel.kernelapp import IPKernelApp
 
     class Lossless(IPKernelApp):

@@ -52,6 +52,8 @@ class LocalPool(Executor):
     A child dies with this process (it saves first); `stop` asks the running ones to save and starts no more.
     """
 
+    ahead = 0
+
     def __init__(self, slots: Slots):
         self.slots, self.owner = slots.workers, uuid4().hex
         self.environment, self.code = slots.environment, ""

@@ -207,6 +207,17 @@ def test_a_killed_scheduler(started):
     assert Counter(len(started.notes(f"{cell}.ended")) for cell in (1, 2, 3)) == {1: 3}
 
 
+def test_a_cluster_that_adapts_its_size(place):
+    """It sees that a second worker would help while the first cell runs on the only one."""
+    place.dask.adaptive(2)
+    command = place.sweep(2)
+    until(lambda: place.whose(1) and place.whose(2), command)
+    place.let(1, 2)
+    command.ends()
+    assert place.done() == all_done(2)
+    assert len({place.whose(cell)[0][0] for cell in (1, 2)}) == 2
+
+
 def test_a_worker_that_comes_later_with_other_code(place):
     """Its cell fails, and says why; the others do not."""
     shutil.copytree(Path(ikdlib.__file__).parent, place.folder / "copy" / "ikdlib")

@@ -87,7 +87,11 @@ CELLS = ("killed-once", "killed-3-times", "fails", "dies", "talks", "floods")
 
 
 def ill_home(folder: Path) -> dict[str, str]:
-    """A home whose start-up file leaves a trace, and whose kernel called python3 does too, then ends."""
+    """A home whose start-up file leaves a trace, and whose kernel called python3 does too, then ends.
+
+    The folder itself has a module that the debugger, which a kernel loads, expects of the standard library.
+    """
+    (folder / "code.py").write_text(f"open({str(folder / 'own code ran')!r}, 'w').close()\n")
     startup = folder / "home" / ".ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
     (startup / "00.py").write_text(f"planted = True\nopen({str(folder / 'start-up ran')!r}, 'w').close()\n")
@@ -185,7 +189,8 @@ def test_cells_have_ipython_folders_of_their_own(mixed):
 def test_a_users_start_up_files_and_kernels_stay_out(mixed):
     place = mixed.place
     assert set(place.notes("python")) == {f"{sys.executable} None"}
-    assert not (place.folder / "start-up ran").exists() and not (place.folder / "other kernel ran").exists()
+    for trace in ("start-up ran", "other kernel ran", "own code ran"):
+        assert not (place.folder / trace).exists(), trace
     # The traps are real: an ordinary IPython reads the one, an ordinary Jupyter takes the other.
     ask = "from jupyter_client.kernelspec import get_kernel_spec as get; print(get('python3').argv)"
     for words in (["-m", "IPython", "-c", "pass"], ["-c", ask]):

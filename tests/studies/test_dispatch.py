@@ -29,8 +29,8 @@ class Pretence(Executor):
 
     owner, code, environment = "nobody", "", {"SHARE": "1"}
 
-    def __init__(self, slots: int, endings: dict[str, list] | None = None):
-        self.slots, self.endings = slots, defaultdict(list, endings or {})
+    def __init__(self, slots: int, endings: dict[str, list] | None = None, ahead: int = 0):
+        self.ahead, self.slots, self.endings = ahead, slots, defaultdict(list, endings or {})
         self.started, self.most, self.stopped, self.halved = [], 0, False, 0
         self._running: list[tuple[Future, Task]] = []
 
@@ -109,6 +109,12 @@ def test_all_are_done_in_their_order_so_many_at_once(run, pieces, tmp_path):
     assert (summary.total, summary.done, summary.failed, summary.reason) == (5, 5, {}, "")
     assert summary.lines == ["5 cells: 5 finished"] and finished(tmp_path) == set("abcde")
     summary.check()
+
+
+def test_a_cell_waits_at_an_engine_that_may_grow(run, pieces):
+    engine = Pretence(2, ahead=1)
+    assert run(engine, pieces("a", "b", "c", "d", "e")).done == 5
+    assert [name for name, _ in engine.started] == list("abcde") and engine.most == 3
 
 
 def test_what_is_done_is_not_done_again(run, pieces):

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the teacher has")  # untrained, 
 class Here(Executor):
     """An engine whose cells are executed in this process, one after another."""
 
-    slots, owner, code, environment = 1, "here", "", {}
+    slots, ahead, owner, code, environment = 1, 0, "here", "", {}
 
     def __init__(self, execute: Callable[[Task], None]):
         self.execute = execute

@@ -140,8 +140,10 @@ def results_of(rows: list[dict[str, Any]], name: str) -> list[float]:
 
 
 def text_of(value: Any) -> str:
-    """A value as a table and an axis show it."""
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    """A value as a table and an axis show it; no text at all would look like no value."""
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value) or '""'
 
 
 def is_number(value: Any) -> bool:

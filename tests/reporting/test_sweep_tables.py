@@ -420,6 +420,13 @@ def test_outcomes_have_the_digits_they_deserve(make, values, shown):
     assert [row["o"] for row in table(folder)] == shown
 
 
+def test_no_text_at_all_is_seen_to_be_a_value(make):
+    sweep.write(folder := make({"changes": ["", "ikd.weight=4"]}))
+    assert [row["changes"] for row in table(folder)] == ['""', "ikd.weight=4"]
+    figure = sweep_figures.figure(sweep_cells.read(folder), "top1", "changes")
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ['""', "ikd.weight=4"]
+
+
 def test_what_is_no_finite_number_is_no_outcome(make):
     def outcome(parameters):
         return {"o": [1.5, math.nan, math.inf, "2.5", True, None, 10**400][parameters["at"]]}

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from scipy import stats
 
 from ikdlib import __version__, runs
 
@@ -129,26 +130,59 @@ def test_every_file_the_documents_link_is_there():
             )
 
 
-def test_the_readmes_numbers_are_those_of_the_run_folders():
-    """Every row shown, against result.json of its run; and the links lead somewhere."""
+def tables_of_results() -> list[tuple[int, str, list[list[str]]]]:
+    """Epochs, precision and rows of each table; a comment before it says the first two."""
     shown = read("README.md").split("<!-- results -->")[1].split("<!-- /results -->")[0]
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in shown.splitlines()
-        if line.startswith("|") and "(n=" in line
-    ]
-    assert rows
-    by_cell = {
-        (run.spec.student, str(run.spec.method)): run for run in runs.find(ROOT / "results/short/runs")
-    }
-    for pair, method, last, best, *_ in rows:
-        run = by_cell[pair.split("/")[1], method]
-        assert run.status == "finished" and not runs.damaged_files(run)
-        assert run.provenance["git"]["clean"] and run.spec.seed == 1 and run.spec.recipe.epochs == 24
-        assert last == f"{run.result['last']['top1']:.2f} (n=1)"
-        assert best == f"{run.result['best']['top1']:.2f} (n=1)"
-        last_row = run.history.iloc[-1]
-        assert (last_row["epoch"], last_row["test_top1"]) == (24, run.result["last"]["top1"])
+    _, *parts = re.split(r"<!-- (\d+) epochs, (fp32|bf16) -->", shown)
+    found = []
+    for epochs, precision, text in zip(parts[0::3], parts[1::3], parts[2::3], strict=True):
+        lines = [line for line in text.splitlines() if line.startswith("|") and "(n=" in line]
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        found.append((int(epochs), precision, rows))
+    assert found and all(rows for *_, rows in found) and shown.count("|:--") == len(found) * 5
+    return found
+
+
+def scores(student: str, method: str, epochs: int, precision: str) -> dict[str, dict[int, float]]:
+    """`last` and `best`: a seed's top-1 % in result.json of its run, whole and of a clean checkout."""
+    chosen: dict[str, dict[int, float]] = {"last": {}, "best": {}}
+    for run in runs.find(ROOT / "results/short/runs"):
+        spec, recipe = run.spec, run.spec.recipe
+        if (spec.student, str(spec.method), recipe.epochs, recipe.precision, spec.holdout) != (
+            student, method, epochs, precision, 0
+        ):  # fmt: skip
+            continue
+        assert run.status == "finished" and not runs.damaged_files(run) and run.provenance["git"]["clean"]
+        last = run.history.iloc[-1]
+        assert (last["epoch"], last["test_top1"]) == (epochs, run.result["last"]["top1"])
+        for which, by_seed in chosen.items():
+            assert spec.seed not in by_seed, "two runs of one seed: say which"
+            by_seed[spec.seed] = run.result[which]["top1"]
+    return chosen
+
+
+def spread(values: list[float]) -> str:
+    error = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{error} (n={len(values)})"
+
+
+def test_the_readmes_numbers_are_those_of_the_run_folders():
+    """Every row shown is computed anew from all runs of its cell; and the links lead somewhere."""
+    for epochs, precision, rows in tables_of_results():
+        for pair, method, last, best, gain in rows:
+            own = scores(pair.split("/")[1], method, epochs, precision)
+            assert last == spread(list(own["last"].values()))
+            assert best == spread(list(own["best"].values()))
+            assert bool(gain) == method.endswith("+ikd")
+            if gain:
+                base = scores(pair.split("/")[1], method.removesuffix("+ikd"), epochs, precision)["last"]
+                pairs = [value - base[seed] for seed, value in own["last"].items() if seed in base]
+                between = " "
+                if len(pairs) > 1:
+                    interval = stats.ttest_1samp(pairs, 0.0).confidence_interval(0.95)
+                    between = f" [{interval.low:+.2f}, {interval.high:+.2f}] "
+                assert gain.startswith(f"{np.mean(pairs):+.2f}{between}(n={len(pairs)}")
+    shown = read("README.md").split("<!-- results -->")[1].split("<!-- /results -->")[0]
     for link in re.findall(r"\]\((results/[^)]*)\)", shown):
         assert (ROOT / link).exists(), link
 

@@ -25,7 +25,7 @@ from ikdlib import files, status
 from ikdlib.errors import IkdError
 from ikdlib.parent import end_with_parent
 from ikdlib.spec import Settings
-from ikdlib.studies import children, kernel, notebook
+from ikdlib.studies import children, copies, kernel, notebook
 
 FORMAT_VERSION = 1
 NO_GPU_MEMORY = re.compile("CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDA out of memory")
@@ -80,7 +80,7 @@ class Task(Settings):
     def write_record(self, error: str | None, seconds: float, outcome: dict[str, Any]) -> None:
         """Write how the cell ended: well, or with an error of one line."""
         record = {
-            "format_version": FORMAT_VERSION, "id": self.id, "parameters": notebook.shown(self.parameters),
+            "format_version": FORMAT_VERSION, "id": self.id, "parameters": copies.shown(self.parameters),
             "notebook_sha256": self.digest, "status": "failed" if error else "finished",
             "seconds": round(seconds, 2), "attempts": self.attempt, "outcome": outcome, "error": error,
             "ikdlib": ikdlib.__version__, "warnings": status.read(self.status_file)["warnings"],
@@ -183,7 +183,7 @@ def _outcome(task: Task, stopped: threading.Event) -> dict[str, float | None]:
     source = Path(task.notebook)
     copy = notebook.execute(source, task.output, task.failed, task.parameters, stopped.is_set)
     try:
-        return notebook.outcome_of(copy)
+        return copies.outcome_of(copy)
     except IkdError as error:
         task.failed.parent.mkdir(exist_ok=True)
         os.replace(task.output, task.failed)

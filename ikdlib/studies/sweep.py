@@ -16,7 +16,7 @@ from typing import Any
 
 from ikdlib import files
 from ikdlib.errors import IkdError
-from ikdlib.studies import notebook
+from ikdlib.studies import copies, notebook
 from ikdlib.studies.cell import FORMAT_VERSION, Task
 from ikdlib.studies.dispatch import Piece
 from ikdlib.studies.grid import Grid
@@ -97,7 +97,7 @@ class Sweep:
     def begin(self) -> None:
         """Write what was asked and the notebook's source, from which cells on any machine start."""
         cells = [
-            {"id": self.id_of(parameters), "parameters": notebook.shown(parameters)}
+            {"id": self.id_of(parameters), "parameters": copies.shown(parameters)}
             for parameters in self.grid.cells
         ]
         files.write_bytes(self.copy, self.source.read_bytes())
@@ -110,5 +110,5 @@ class Sweep:
 
 def readable(parameters: Mapping[str, Any]) -> str:
     """Parameters as a part of a file's name."""
-    words = [f"{name}={value}" for name, value in notebook.shown(parameters).items()]
+    words = [f"{name}={value}" for name, value in copies.shown(parameters).items()]
     return re.sub(r"[^\w=,.+-]+", "-", ",".join(words))[:LONGEST_NAME]

@@ -187,6 +187,17 @@ def test_the_readmes_numbers_are_those_of_the_run_folders():
         assert (ROOT / link).exists(), link
 
 
+def test_the_readme_quotes_the_verdict_on_bf16():
+    """And the verdict is that of the sixteen differences, by Student's t."""
+    rows = pd.read_csv(ROOT / "results/short/tables/equivalence-bf16.csv")
+    pairs = (rows["bf16"] - rows["fp32"]).to_numpy()
+    interval = stats.ttest_1samp(pairs, 0.0).confidence_interval(0.90)
+    words = f"bf16 minus fp32: {pairs.mean():+.2f} points, "
+    words += f"90 % interval [{interval.low:+.2f}, {interval.high:+.2f}]"
+    assert len(pairs) == 16 and -0.5 < interval.low and interval.high < 0.5
+    assert words in read("README.md") and words in read("results/short/tables/equivalence-bf16.md")
+
+
 def test_the_readmes_speeds_are_those_of_the_benchmark():
     """Every number of the table against `results/benchmarks/step-cpu.csv`, from a clean checkout."""
     shown = read("README.md").split("<!-- speed -->")[1].split("<!-- /speed -->")[0]

@@ -188,17 +188,19 @@ def work(settings: StudySettings, first: int = 0, say: Callable[[str], None] = p
     """
     found, workers = parts(settings), settings.jobs or (0 if on_gpu(settings) else 1)
     ended, failed = 0, []
-    for part, group in _turns(found, workers, say):
+    for part, group in _turns(found, say):
         group = group[: first - ended] if first else group
+
+        def over(job: Job, part: Part = part) -> None:
+            say(_outcome(job))
+            _throw_away_logits(part, job, found, say)
+
         try:
-            pool.run_all(group, workers, show=sys.stderr.isatty())
+            pool.run_all(group, workers, show=sys.stderr.isatty(), ended=over)
         except IkdError as error:  # the others of its group ran all the same
             say(str(error))
-        for job in group:
-            say(_outcome(job))
         failed += [job.spec.run_id for job in group if not job.run.over]
         part.keep_if_finished()
-        _throw_away_logits(part, group, found, say)
         ended += len(group)
         if first and ended >= first:
             break
@@ -216,22 +218,15 @@ def _teacher(name: str, pair: str) -> Item:
     return Item(f"the teacher {name}", pair, trains_teacher=True)
 
 
-def _turns(
-    found: Sequence[Part], workers: int, say: Callable[[str], None]
-) -> Iterator[tuple[Part, list[Job]]]:
-    """What is started together, in order; what has no teacher is said once and passed over.
-
-    With one run at a time each is a turn of its own, so that its result is said as soon as it is there.
-    """
+def _turns(found: Sequence[Part], say: Callable[[str], None]) -> Iterator[tuple[Part, list[Job]]]:
+    """An item's runs at a time, in order; what has no teacher is said once and passed over."""
     for part, own in by_part(found):
         part.keep_if_finished()
         if waiting := [job for job in own if waits(job)]:
             teacher = waiting[0].spec.teacher
             say(f"{part.item.title}: {len(waiting)} runs passed over, there is no {teacher} (TEACHERS=DIR)")
-        ready = [job for job in own if not waits(job) and not job.run.over]
-        size = 1 if workers == 1 else max(len(ready), 1)
-        for start in range(0, len(ready), size):
-            yield part, ready[start : start + size]
+        if ready := [job for job in own if not waits(job) and not job.run.over]:
+            yield part, ready
 
 
 def _outcome(job: Job) -> str:
@@ -249,28 +244,24 @@ def _asked(job: Job) -> tuple | None:
     return None if spec.teacher is None else (spec.teacher_sha256, *facts)
 
 
-def _throw_away_logits(
-    part: Part, group: Sequence[Job], found: Sequence[Part], say: Callable[[str], None]
-) -> None:
-    """Delete the teacher's logits that a group read and that no unfinished run of the list will read.
+def _throw_away_logits(part: Part, job: Job, found: Sequence[Part], say: Callable[[str], None]) -> None:
+    """Delete the teacher's logits that a run read and that no unfinished run of the list will read.
 
     They take 10 MB an epoch: 480 MB a teacher and seed on a CPU, 2.4 GB on a GPU. They are a cache: whatever
     else asks for them computes them again.
     """
-    if not Path(group[0].slabs).is_dir():
+    if job.spec.teacher is None or not Path(job.slabs).is_dir():
         return
     alike = [other for other in found if other.architectures == part.architectures]  # of the same teacher
-    needed = {_asked(job) for other in alike for job in other.ordered() if not job.run.over}
-    for asked, job in {_asked(job): job for job in group}.items():
-        if asked is None or asked in needed:
-            continue
-        slabs, freed = cache.Slabs(part, job.updated(device="cpu")), 0  # only to name the files
-        for epoch in slabs.epochs:
-            path = slabs.logits.path(slabs.loader.epoch(epoch))
-            with contextlib.suppress(OSError):  # it is not there, or is not ours to delete
-                size = path.stat().st_size
-                path.unlink()
-                freed += size
-        if freed:
-            title = f"{job.spec.teacher} seed {job.spec.seed}"
-            say(f"{title}: no run of the list reads its logits any more, {freed / 2**20:.0f} MiB deleted")
+    if _asked(job) in {_asked(each) for other in alike for each in other.ordered() if not each.run.over}:
+        return
+    slabs, freed = cache.Slabs(part, job.updated(device="cpu")), 0  # only to name the files
+    for epoch in slabs.epochs:
+        path = slabs.logits.path(slabs.loader.epoch(epoch))
+        with contextlib.suppress(OSError):  # it is not there, or is not ours to delete
+            size = path.stat().st_size
+            path.unlink()
+            freed += size
+    if freed:
+        title = f"{job.spec.teacher} seed {job.spec.seed}"
+        say(f"{title}: no run of the list reads its logits any more, {freed / 2**20:.0f} MiB deleted")

@@ -103,13 +103,16 @@ def _gpus() -> tuple[str, ...]:
     return tuple(visible or map(str, range(torch.cuda.device_count())))
 
 
-def run_all(jobs: Iterable[Job], workers: int = 0, show: bool = True) -> dict[str, int]:
+def run_all(
+    jobs: Iterable[Job], workers: int = 0, show: bool = True, ended: Callable[[Job], None] = lambda job: None
+) -> dict[str, int]:
     """Run the jobs that are not finished, a child each; returns the exit status of each that was started.
 
     Args:
         jobs: in the order in which they should start.
         workers: runs at once; 0 chooses (`default_workers`). Fewer start where memory allows no more.
         show: a progress bar (quiet inside an executed notebook).
+        ended: called with each run that was started, as soon as it has ended, however it did.
 
     Raises:
         IkdError: a run failed; the message names its log. The others are finished first.
@@ -124,7 +127,7 @@ def run_all(jobs: Iterable[Job], workers: int = 0, show: bool = True) -> dict[st
     said = {log: log.stat().st_size if log.exists() else 0 for log in logs}  # by earlier attempts
     futures = {job.spec.run_id: pool.submit(children.run, _child(job, pool)) for job in pending}
     try:
-        _watch(pending, futures, said, show)
+        _watch(pending, futures, said, show, ended)
     except KeyboardInterrupt:
         pool.stop()
         raise
@@ -159,15 +162,23 @@ def default_workers(jobs: list[Job]) -> int:
     return min(len(jobs), _cores() if device.type == "cpu" else gpus)
 
 
-def _watch(jobs: list[Job], futures: dict[str, Future], said: dict[Path, int], show: bool) -> None:
+def _watch(
+    jobs: list[Job],
+    futures: dict[str, Future],
+    said: dict[Path, int],
+    show: bool,
+    ended: Callable[[Job], None],
+) -> None:
     from tqdm.auto import tqdm
 
     total = sum(job.spec.recipe.epochs for job in jobs)
     heard: list[str] = []
+    left = list(jobs)
     bar = tqdm(total=total, unit="epoch", disable=not show or status.FILE in os.environ, mininterval=1.0)
     with bar:
         while True:
-            over = all(future.done() for future in futures.values())
+            gone = [job for job in left if futures[job.spec.run_id].done()]
+            left = [job for job in left if job not in gone]
             bar.n = round(sum(_epochs_done(job) for job in jobs), 2)
             running = [line for job in jobs if (line := _line(job, futures))]
             bar.set_postfix_str("; ".join(running), refresh=False)
@@ -177,7 +188,10 @@ def _watch(jobs: list[Job], futures: dict[str, Future], said: dict[Path, int], s
                     heard.append(warning)
                     bar.write(WARNING + warning, file=sys.stderr)
                     status.tell(warning=warning)
-            if over:
+            for job in gone:
+                bar.clear()  # what it may print stands on a line of its own
+                ended(job)
+            if not left:
                 return
             time.sleep(0.5)
 

@@ -45,23 +45,26 @@ class Machine:
         self.teachers = ""
         self.device = "cpu"
         self.handed: list[tuple[list[Job], int]] = []
+        self.started: list[str] = []
         self.niced: list[int] = []
         self.listed: list[Job] | None = None
         self.does: Callable[[Job], object] = lambda job: finish(job.run)
         monkeypatch.setattr("ikdlib.studies.pool.run_all", self._run_all)
         monkeypatch.setattr(os, "nice", self.niced.append)
 
-    def _run_all(self, jobs, workers=0, show=True) -> dict[str, int]:
+    def _run_all(self, jobs, workers, show, ended) -> dict[str, int]:
         """As the pool: what is over is not started, and a failure is raised when the others have ended."""
         self.handed.append((list(jobs), workers))
         failed = []
         for job in jobs:
             assert job.run.status not in ("finished", "diverged"), "it was over"
             assert job.teacher is None or Path(job.teacher).exists()
+            self.started.append(job.spec.run_id)
             if self.does(job) is False:
                 failed.append(job.spec.run_id)
             elif job.spec.seed == 0:
                 save_file(models.build(job.spec.student, len(CLASSES)).state_dict(), job.run.weights)
+            ended(job)
         if failed:
             raise IkdError(f"{len(failed)} of {len(jobs)} runs failed; the disk is full")
         return {}
@@ -92,8 +95,13 @@ class Machine:
         return [job.spec.run_id for job in self.jobs()]
 
     def done(self) -> list[str]:
-        """Run ids in the order in which they were handed over."""
-        return [job.spec.run_id for group, _ in self.handed for job in group]
+        """Run ids in the order in which they were started."""
+        return self.started
+
+    def forget(self) -> None:
+        """What was handed over and started until now."""
+        self.handed.clear()
+        self.started.clear()
 
 
 @pytest.fixture
@@ -231,7 +239,7 @@ def test_the_gpu_runs_are_those_of_the_commands_and_their_teachers_are_trained_h
     assert {name: by_name.teacher_job(name).spec for name in teachers} == {
         k: j.spec for k, j in teachers.items()
     }
-    gpu.handed.clear()
+    gpu.forget()
     assert "the teacher vgg13: complete" in gpu() and gpu.handed == [], "all of it was done"
 
 
@@ -241,7 +249,7 @@ def test_the_gpu_runs_are_those_of_the_commands_and_their_teachers_are_trained_h
 def test_on_a_cpu_one_run_at_a_time_on_one_thread_at_low_priority(machine):
     told = machine()
     assert machine.done() == machine.ids() and len(machine.done()) == 62
-    assert all(len(group) == 1 and workers == 1 for group, workers in machine.handed)
+    assert {workers for _, workers in machine.handed} == {1}
     assert {job.threads for group, _ in machine.handed for job in group} == {1}
     assert machine.niced == [19]
     assert told.count("complete, ") == 5 and "62 runs" not in told
@@ -251,8 +259,7 @@ def test_on_a_cpu_one_run_at_a_time_on_one_thread_at_low_priority(machine):
 def test_more_at_once_only_where_it_is_asked_for(machine, jobs, workers):
     machine("--jobs", jobs)
     assert {given for _, given in machine.handed} == {workers}
-    sizes = [len(group) for group, _ in machine.handed]
-    assert sizes == ([25, 10, 12, 6, 9] if workers > 1 else [1] * 62), "packed, an item is a turn"
+    assert [len(group) for group, _ in machine.handed] == [25, 10, 12, 6, 9], "an item is a turn"
     assert machine.done() == machine.ids()
     assert {job.threads for group, _ in machine.handed for job in group} == {1}
 
@@ -289,7 +296,7 @@ def test_first_also_stops_in_the_middle_of_a_pack(machine):
 
 def test_ctrl_c_ends_it_and_the_same_command_goes_on(machine):
     def interrupted(job):
-        if len(machine.handed) == 4:
+        if len(machine.started) == 4:
             raise KeyboardInterrupt
         finish(job.run)
 
@@ -312,7 +319,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(machine, jobs):
         name in told.splitlines()[-1] for name in bad
     )
     assert "23 of 25 runs" in told and "9 of 10 runs" in told and "complete, 12 runs" in told
-    machine.handed.clear()
+    machine.forget()
     machine.does = lambda job: finish(job.run)
     machine()
     assert machine.done() == bad, "what failed is tried again, and nothing else"
@@ -323,7 +330,7 @@ def test_a_run_that_diverged_is_over_and_said(machine):
     machine.does = lambda job: finish(job.run, status="diverged" if job.spec.run_id == bad else "finished")
     told = machine()
     assert f"{bad}: diverged" in told and "complete, 25 runs, 1 of them diverged" in told
-    machine.handed.clear()
+    machine.forget()
     machine()
     assert machine.handed == []
 
@@ -340,7 +347,7 @@ def test_without_the_teacher_only_those_run_that_ask_nobody(machine):
     assert [line.split(": ")[1].split()[0] for line in passed] == ["20", "8", "12", "6", "9"], "one line each"
     assert all("there is no resnet56 (TEACHERS=DIR)" in line for line in passed)
     machine.teachers = machine.studies.teachers("resnet56")
-    machine.handed.clear()
+    machine.forget()
     machine()
     assert len(machine.done()) == 62 - 7, "now they can be done"
 

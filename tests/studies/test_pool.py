@@ -108,15 +108,19 @@ def test_statuses_of_what_was_started(jobs):
 
 
 def test_a_failed_run_is_named_with_its_log_after_the_others_ended(jobs):
-    mixed = jobs(2, 1, 4)
+    mixed, ended = jobs(2, 1, 4), []
     with pytest.raises(IkdError) as error:
-        run_all(mixed, workers=1, show=False)
+        run_all(mixed, workers=1, show=False, ended=lambda job: ended.append((job, job.run.status)))
     said = str(error.value)
     log = mixed[0].run.folder / "log.txt"
     assert "1 of 3 runs failed" in said and "the disk is full" in said and str(log) in said
     assert "\n" not in said
     assert "first words" in log.read_text()
-    assert [job.run.status for job in mixed] == ["missing", "finished", "finished"]
+    states = ["missing", "finished", "finished"]
+    assert [job.run.status for job in mixed] == states
+    assert [(job.spec.run_id, state) for job, state in ended] == [
+        (job.spec.run_id, state) for job, state in zip(mixed, states, strict=True)
+    ]
 
 
 def test_jobs_start_in_their_order(jobs):

@@ -143,14 +143,15 @@ def tables_of_results() -> list[tuple[int, str, list[list[str]]]]:
     return found
 
 
-def scores(student: str, method: str, epochs: int, precision: str) -> dict[str, dict[int, float]]:
+def scores(pair: str, method: str, epochs: int, precision: str) -> dict[str, dict[int, float]]:
     """`last` and `best`: a seed's top-1 % in result.json of its run, whole and of a clean checkout."""
+    teacher, student = pair.split("/")
     chosen: dict[str, dict[int, float]] = {"last": {}, "best": {}}
     for run in runs.find(ROOT / "results/short/runs"):
         spec, recipe = run.spec, run.spec.recipe
         if (spec.student, str(spec.method), recipe.epochs, recipe.precision, spec.holdout) != (
             student, method, epochs, precision, 0
-        ):  # fmt: skip
+        ) or spec.teacher not in (None, teacher):  # fmt: skip
             continue
         assert run.status == "finished" and not runs.damaged_files(run) and run.provenance["git"]["clean"]
         last = run.history.iloc[-1]
@@ -170,12 +171,12 @@ def test_the_readmes_numbers_are_those_of_the_run_folders():
     """Every row shown is computed anew from all runs of its cell; and the links lead somewhere."""
     for epochs, precision, rows in tables_of_results():
         for pair, method, last, best, gain in rows:
-            own = scores(pair.split("/")[1], method, epochs, precision)
+            own = scores(pair, method, epochs, precision)
             assert last == spread(list(own["last"].values()))
             assert best == spread(list(own["best"].values()))
             assert bool(gain) == method.endswith("+ikd")
             if gain:
-                base = scores(pair.split("/")[1], method.removesuffix("+ikd"), epochs, precision)["last"]
+                base = scores(pair, method.removesuffix("+ikd"), epochs, precision)["last"]
                 pairs = [value - base[seed] for seed, value in own["last"].items() if seed in base]
                 between = " "
                 if len(pairs) > 1:

@@ -18,13 +18,12 @@ from typing import Any
 
 import pandas as pd
 
-import ikdlib
 from ikdlib.errors import IkdError
 from ikdlib.reporting import recorded
 from ikdlib.reporting.recorded import NO_RUN, NOT_RECORDED, Facts
 from ikdlib.runs import Run
+from ikdlib.studies.copies import PROJECT
 
-PROJECT = Path(ikdlib.__file__).parent.parent
 CLAIM = "does adding the IKD term raise the test accuracy of the method it is added to?"
 ALGORITHM = {
     "ikdlib/methods/ikd.py": "in the docstring",

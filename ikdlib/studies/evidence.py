@@ -25,8 +25,8 @@ from ikdlib.studies.teachers import TeacherFile
 from ikdlib.studies.variants import Variant
 from ikdlib.training.job import Job, choose_device
 
-PRECISION = "fp32"
-"""bf16 is equivalent too (`equivalence`), but half as fast on the Intel machine this began on."""
+PRECISION = "bf16"
+"""Equivalent to fp32 (`equivalence`), and twice as fast where the hardware has it; chosen before any run."""
 
 FOUR = ("kd", "kd+ikd", "dkd", "dkd+ikd")
 ABSENT = "a teacher that is not there"

@@ -152,7 +152,7 @@ def test_the_cpu_list_goes_item_by_item_and_seed_by_seed(machine):
     assert [row(job) for job in machine.jobs()] == expected
     for job in machine.jobs():
         assert job.spec.teacher in ("resnet56", None) and job.spec.recipe.epochs == 48
-        assert job.spec.recipe.precision == "fp32" and Path(job.runs) == machine.results / "short" / "runs"
+        assert job.spec.recipe.precision == "bf16" and Path(job.runs) == machine.results / "short" / "runs"
 
 
 def test_nothing_is_in_the_list_twice(machine, gpu):
@@ -219,7 +219,7 @@ def test_the_gpu_list_trains_each_teacher_before_its_pairs(gpu):
     assert [row(job)[1:3] for job in part.ordered()] == [(seed, name) for seed in (1, 2, 3) for name in FOUR]
     for job in gpu.jobs():
         assert job.spec.recipe.epochs == 240 and job.spec.recipe.batch_size == 64
-        assert job.spec.recipe.precision == "fp32" and job.threads is None
+        assert job.spec.recipe.precision == "bf16" and job.threads is None
 
 
 def test_the_gpu_runs_are_those_of_the_commands_and_their_teachers_are_trained_here(gpu):

@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import torch
-from record import machine_words, save
+from record import file_name, machine_words, save
 
 from ikdlib import files
 from ikdlib.studies import children, grid
@@ -177,13 +177,9 @@ def main() -> None:
         axis.bar(["bare process", "cell"], [row["bare"], row["with"]], color=["0.6", "#0072B2"])
         axis.set(ylabel=row["measured"].removeprefix("a cell: "))
         axis.spines[["top", "right"]].set_visible(False)
-    save(
-        table,
-        figure,
-        options.results,
-        "cells-cpu",
-        machine_words(torch.device("cpu"), torch.get_num_threads()),
-    )
+    cpu = torch.device("cpu")
+    machine = machine_words(cpu, torch.get_num_threads())
+    save(table, figure, options.results, file_name("cells", cpu), machine)
 
 
 if __name__ == "__main__":

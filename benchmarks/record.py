@@ -1,7 +1,11 @@
-"""How a benchmark is written down: a CSV and a picture, with the machine and the commit in every row."""
+"""How a benchmark is written down: a CSV and a picture, with the machine and the commit in every row.
+
+Files are named by the machine's kind, so a second machine's numbers lie beside the first's.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,9 +18,14 @@ from ikdlib.reporting.figures import write
 
 def machine_words(device: torch.device, threads: int) -> str:
     """Processor or GPU, threads, torch: what a number depends on before all else."""
-    machine = provenance.machine(device)
-    kind = machine.get("gpu", machine["processor"])
-    return f"{kind}, {machine['cores']} cores, {threads} threads, torch {torch.__version__}"
+    return f"{_kind(device)}, {_cores(device)} cores, {threads} threads, torch {torch.__version__}"
+
+
+def file_name(what: str, device: torch.device) -> str:
+    """``step-cpu-intel-xeon-2``: what was measured, on which kind of processor, of how many cores."""
+    kind = re.sub(r"\(\w+\)|\b(CPU|Processor)\b|@.*", " ", _kind(device), flags=re.IGNORECASE)
+    words = re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
+    return f"{what}-{device.type}-{words}" + (f"-{_cores(device)}" if device.type == "cpu" else "")
 
 
 def save(table: pd.DataFrame, figure: plt.Figure, results: Path, name: str, machine: str) -> None:
@@ -27,3 +36,12 @@ def save(table: pd.DataFrame, figure: plt.Figure, results: Path, name: str, mach
     path.parent.mkdir(parents=True, exist_ok=True)
     write(figure, path, table)
     print(f"{path}.csv, .png")
+
+
+def _kind(device: torch.device) -> str:
+    machine = provenance.machine(device)
+    return machine.get("gpu", machine["processor"])
+
+
+def _cores(device: torch.device) -> int:
+    return provenance.machine(device)["cores"]

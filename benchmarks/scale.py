@@ -2,10 +2,10 @@
 
     python benchmarks/scale.py --results results
 
-Nothing is trained here. Seconds an epoch come from ``step-cpu.csv`` and ``step-cuda.csv`` (fp32, teacher's
-logits warm; cold minus warm is the teacher's part). A network that was not measured is taken by its
-operations, at the median speed of those that were. Evaluation adds a third of a training image's time for
-each test image. Cells are then handed out as the sweep does: teachers first, then the first run of each
+Nothing is trained here. Seconds an epoch come from every ``step-*.csv`` there is, one for each kind of
+machine (fp32, teacher's logits warm; cold minus warm is the teacher's part). A network that was not
+measured is taken by its operations, at the median speed of those that were. Evaluation adds a third of a
+training image's time for each test image. Cells are then handed out as the sweep does: teachers first, then the first run of each
 (teacher, seed), then the others, each to the device that is free first.
 """
 
@@ -107,18 +107,26 @@ def limit(teachers: list[float], students: list[float], devices: int, ends: tupl
     return f"{words}; the longest student takes {max(students):.0f} h"
 
 
+def machines(folder: Path) -> dict[str, pd.DataFrame | None]:
+    """Measured speeds by kind of machine; a CPU or a GPU that nobody measured is named with None."""
+    found: dict[str, pd.DataFrame | None] = {}
+    for kind, words in (("cpu", "CPU"), ("cuda", "GPU")):
+        tables = [pd.read_csv(path) for path in sorted(folder.glob(f"step-{kind}-*.csv"))]
+        found |= {table["machine"][0].partition(" threads,")[0] + " threads": table for table in tables}
+        found |= {} if tables else {f"a {words}": None}
+    return found
+
+
 def table(results: Path) -> pd.DataFrame:
     rows = []
-    for kind in ("cpu", "cuda"):
-        path = results / "benchmarks" / f"step-{kind}.csv"
-        chosen = profile("paper")
+    chosen = profile("paper")
+    for name, measured in machines(results / "benchmarks").items():
         for devices in DEVICES:
-            row = {"device": "one GPU" if kind == "cuda" else "two CPU cores", "devices": devices}
-            if not path.exists():
+            row = {"device": name, "devices": devices}
+            if measured is None:
                 words = dict.fromkeys(("hours", "teachers_hours", "students_hours"), NOT_MEASURED)
                 rows.append(row | words | {"limit": NOT_MEASURED, "machine": NOT_MEASURED})
                 continue
-            measured = pd.read_csv(path)
             teachers, students = work(Costs(measured, chosen.epochs), chosen.seeds)
             ends = hand_out(teachers, devices), hand_out(students, devices)
             hours = {"hours": sum(ends), "teachers_hours": ends[0], "students_hours": ends[1]}

@@ -104,11 +104,11 @@ def scale(monkeypatch):
 
 
 SPEEDS = """pair,program,precision,slabs,seconds_per_epoch,machine
-resnet56/resnet20,reference,fp32,,200,a machine
-resnet56/resnet20,ikdlib,fp32,warm,30,a machine
-resnet56/resnet20,ikdlib,fp32,cold,45,a machine
-resnet56/resnet20,ikdlib,bf16,warm,1,a machine
-resnet56/resnet20,ikdlib,bf16,cold,2,a machine
+resnet56/resnet20,reference,fp32,,200,"a machine, 2 cores, 2 threads, torch 2"
+resnet56/resnet20,ikdlib,fp32,warm,30,"a machine, 2 cores, 2 threads, torch 2"
+resnet56/resnet20,ikdlib,fp32,cold,45,"a machine, 2 cores, 2 threads, torch 2"
+resnet56/resnet20,ikdlib,bf16,warm,1,"a machine, 2 cores, 2 threads, torch 2"
+resnet56/resnet20,ikdlib,bf16,cold,2,"a machine, 2 cores, 2 threads, torch 2"
 """
 
 
@@ -135,14 +135,34 @@ def test_cells_go_to_whoever_is_free_first(scale):
 
 def test_what_was_not_measured_is_said(scale, tmp_path):
     (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "step-cpu.csv").write_text(SPEEDS)
+    (tmp_path / "benchmarks" / "step-cpu-a-machine-2.csv").write_text(SPEEDS)
     table = scale.table(tmp_path)
-    gpu = table[table["device"] == "one GPU"]
+    gpu = table[table["device"] == "a GPU"]
     assert list(gpu["devices"]) == [1, 8, 64] and set(gpu["hours"]) == {"not measured"}
-    cpu = table[table["device"] != "one GPU"]
+    cpu = table[table["device"] == "a machine, 2 cores, 2 threads"]
     hours = [float(text) for text in cpu["hours"]]
     assert hours[0] > hours[1] > hours[2] > hours[0] / 64
     assert "busy 100 %" in cpu["limit"].iloc[0] and "teachers come first" in cpu["limit"].iloc[2]
+
+
+@pytest.mark.parametrize(
+    "processor, name",
+    [
+        ("Intel(R) Xeon(R) Processor", "step-cpu-intel-xeon-2"),
+        ("AMD EPYC", "step-cpu-amd-epyc-2"),
+        ("Intel(R) Core(TM) i7-9750H CPU @ 2.60GHz", "step-cpu-intel-core-i7-9750h-2"),
+    ],
+)
+def test_each_kind_of_machine_has_files_of_its_own(monkeypatch, processor, name):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import record
+
+    facts = {"processor": processor, "cores": 2}
+    monkeypatch.setattr(record.provenance, "machine", lambda device: facts)
+    assert record.file_name("step", torch.device("cpu")) == name
+    facts["gpu"] = "NVIDIA H200"
+    assert record.file_name("step", torch.device("cuda")) == "step-cuda-nvidia-h200"
+    assert record.machine_words(torch.device("cuda"), 2).startswith("NVIDIA H200, 2 cores, 2 threads, torch ")
 
 
 @pytest.mark.long

@@ -200,20 +200,27 @@ def test_the_readme_quotes_the_verdict_on_bf16():
 
 
 def test_the_readmes_speeds_are_those_of_the_benchmark():
-    """Every number of the table against `results/benchmarks/step-cpu.csv`, from a clean checkout."""
+    """Every number of each table against the file of `results/benchmarks` it names, from a clean checkout."""
     shown = read("README.md").split("<!-- speed -->")[1].split("<!-- /speed -->")[0]
-    measured = pd.read_csv(ROOT / "results/benchmarks/step-cpu.csv", keep_default_na=False)
-    assert measured["clean"].astype(str).eq("True").all() and measured["commit"].nunique() == 1
-    assert measured["rounds"].eq(5).all() and "torch 2.14.1" in measured["machine"][0]
-    cells = measured.set_index(["pair", "program", "precision", "slabs"])
-    lines = [line for line in shown.splitlines() if line.startswith("|")][2:]
-    assert [line.split("|")[1].strip() for line in lines] == list(measured["pair"].unique())
-    for line in lines:
-        pair, plain, *ours = (cell.strip() for cell in line.strip("|").split("|"))
-        assert float(plain) == cells.loc[(pair, "reference", "fp32", ""), "images_per_second"]
-        for text, key in zip(ours, (("fp32", "warm"), ("fp32", "cold"), ("bf16", "warm")), strict=True):
-            row = cells.loc[(pair, "ikdlib", *key)]
-            assert text == f"{row['images_per_second']} ({row['ratio']:.2f} x)"
+    tables = re.findall(r"<!-- (step-\S+) -->\n+((?:\|.*\n)+)", shown)
+    found = {path.stem for path in (ROOT / "results/benchmarks").glob("step-*.csv")}
+    assert {name for name, _ in tables} == found, "no machine is left out"
+    for name, table in tables:
+        measured = pd.read_csv(ROOT / f"results/benchmarks/{name}.csv", keep_default_na=False)
+        assert measured["clean"].astype(str).eq("True").all() and measured["commit"].nunique() == 1
+        assert measured["rounds"].eq(5).all() and "torch 2.14.1" in measured["machine"][0]
+        cells = measured.set_index(["pair", "program", "precision", "slabs"])
+        (_, plain, *ours), _, *lines = [
+            [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
+        ]
+        assert plain == "plain loop, fp32" and len(ours) >= 3
+        assert [line[0] for line in lines] == list(measured["pair"].unique())
+        for pair, reference, *texts in lines:
+            assert float(reference) == cells.loc[(pair, "reference", "fp32", ""), "images_per_second"]
+            for text, words in zip(texts, ours, strict=True):
+                program, precision, slabs = words.split()
+                row = cells.loc[(pair, {"ours": "ikdlib"}[program], precision, slabs)]
+                assert text == f"{row['images_per_second']} ({row['ratio']:.2f} x)", (name, pair, words)
     for link in re.findall(r"\]\((results/[^)]*)\)", shown):
         assert (ROOT / link).exists(), link
 

@@ -5,8 +5,8 @@
 Nothing is trained here. Seconds an epoch come from every ``step-*.csv`` there is, one for each kind of
 machine (fp32, teacher's logits warm; cold minus warm is the teacher's part). A network that was not
 measured is taken by its operations, at the median speed of those that were. Evaluation adds a third of a
-training image's time for each test image. Cells are then handed out as the sweep does: teachers first, then the first run of each
-(teacher, seed), then the others, each to the device that is free first.
+training image's time for each test image. Cells are then handed out as the sweep does: teachers first,
+then the first run of each (teacher, seed), then the others, each to the device that is free first.
 """
 
 from __future__ import annotations

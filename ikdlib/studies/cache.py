@@ -60,11 +60,20 @@ class Slabs:
         return [n for n in self.epochs if not self.logits.path(self.loader.epoch(n)).exists()]
 
     def make(self) -> Iterator[tuple[int, float]]:
-        """Compute what is missing or damaged: (epoch, seconds it took), one by one."""
+        """Compute what is missing or damaged: (epoch, seconds it took), one by one.
+
+        Commands for the same logits share the work, each started as often as there are cores to spare.
+        """
         batches = len(self.missing()) * len(self.loader.images) / self.teacher.batch_size
         on_cpu = self.teacher.device.type == "cpu"
         self.teacher.compiles = on_cpu and not self.spec.deterministic and batches >= PAYS_FROM_STEPS
-        for number in self.epochs:
+        began = time.perf_counter()
+        while (number := self.logits.ahead(self.loader, self.epochs)) is not None:
+            yield number, time.perf_counter() - began
+            began = time.perf_counter()
+        if self.logits.folder is None:  # nothing can be kept: that was said, and computing them is no use
+            return
+        for number in self.epochs:  # damaged ones, and those that another process is computing
             began, before = time.perf_counter(), self.logits.computed
             self.logits.slab(self.loader, self.loader.epoch(number))
             if self.logits.computed > before:

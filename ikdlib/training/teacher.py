@@ -3,14 +3,15 @@
 Order and views of an epoch are known before its first step, so the teacher's logits are too. They form
 one *slab* [N, C] per (teacher, data, augmentation, seed, epoch, precision), in the order of the epoch:
 a file that any number of runs and processes share, whatever their method. A computed slab is rounded to
-the stored dtype before it is used, so a hit equals a miss to the bit.
+the stored dtype before it is used, so a hit equals a miss to the bit. Runs of one seed that go on side by
+side share the work too: while one computes an epoch's slab, the next run computes a later epoch's.
 """
 
 from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,25 +95,68 @@ class TeacherLogits:
         self.folder = None if folder is None else folder / teacher.sha256[:16] / data.sha256[:16]
         self.computed = 0
         self.found = 0
+        self._ahead: set[Path] = set()
 
-    def slab(self, loader: Loader, epoch: Epoch, check: Callable[[], None] = lambda: None) -> Tensor:
-        """The teacher's logits of an epoch, on the device, in the stored dtype: [N, C]."""
-        facts = {
-            "teacher": self.teacher.sha256, "data": self.data.sha256, "views": epoch.fingerprint,
-            "normalisation": [list(loader.views.mean), list(loader.views.std)],
-            "precision": self.teacher.precision, "dtype": str(self.dtype),
-        }  # fmt: skip
+    def slab(
+        self, loader: Loader, epoch: Epoch, check: Callable[[], None] = lambda: None, last: int = 0
+    ) -> Tensor:
+        """The teacher's logits of an epoch, on the device, in the stored dtype: [N, C].
+
+        Args:
+            check: called between batches, and while another process computes this slab.
+            last: the run's last epoch; until the other process is done, slabs up to it are computed ahead.
+        """
         if self.folder is None:
             return self._compute(loader, epoch, check)
-        path = self.path(epoch)
-        with self.locked(path, check):
+
+        def meanwhile() -> None:
+            check()
+            self.ahead(loader, range(epoch.number + 1, last + 1), check)
+
+        path, facts = self.path(epoch), self._facts(loader, epoch)
+        with self.locked(path, meanwhile):
             slab = self._read(path, facts)
             if slab is None:
                 slab = self._compute(loader, epoch, check)
                 self._write(path, slab, facts)
-            else:
+            elif path not in self._ahead:
                 self.found += 1
         return slab.to(self.teacher.device)
+
+    def ahead(
+        self, loader: Loader, numbers: Iterable[int], check: Callable[[], None] = lambda: None
+    ) -> int | None:
+        """Compute the slab of the first of these epochs that is not there and that nobody is computing.
+
+        Returns the epoch's number; None where there is no such epoch, or nothing can be kept.
+        """
+        for number in numbers:
+            if self.folder is None:
+                break
+            epoch = loader.epoch(number)
+            path = self.path(epoch)
+            if path.exists():
+                continue
+            try:
+                with FileLock(path.with_suffix(".lock"), timeout=0):
+                    if not path.exists():
+                        slab = self._compute(loader, epoch, check)
+                        self._write(path, slab, self._facts(loader, epoch))
+                        self._ahead.add(path)
+                        return number
+            except Timeout:
+                continue
+            except OSError as error:
+                self._give_up(path, error)
+        return None
+
+    def _facts(self, loader: Loader, epoch: Epoch) -> dict:
+        """What a slab's numbers depend on; kept in its file, and compared when it is read."""
+        return {
+            "teacher": self.teacher.sha256, "data": self.data.sha256, "views": epoch.fingerprint,
+            "normalisation": [list(loader.views.mean), list(loader.views.std)],
+            "precision": self.teacher.precision, "dtype": str(self.dtype),
+        }  # fmt: skip
 
     def path(self, epoch: Epoch) -> Path:
         """The file of an epoch's slab; raises `TypeError` where slabs are kept nowhere."""

@@ -175,7 +175,7 @@ class Trainer:
         if method.survey is not None and (self.epoch, self.step) == (1, 0):
             found = survey.take(self.teacher_logits, self.loader, method.survey, self._between_answers)
             method.take_survey(found.sums, found.counts)
-        return self.teacher_logits.slab(self.loader, order, self._between_answers)
+        return self.teacher_logits.slab(self.loader, order, self._between_answers, self.spec.recipe.epochs)
 
     def _between_answers(self) -> None:
         if self.stop():

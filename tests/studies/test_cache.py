@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 
 from ikdlib import __main__
@@ -137,6 +139,28 @@ def test_what_is_missing_is_known_before_it_is_made(studies, study):
     assert first.missing() == [] and second.missing() == [1, 2]
     next(second.make())
     assert second.missing() == [2], "one by one: a stop loses the one that is being made"
+
+
+def test_what_another_process_is_making_is_left_to_it(study):
+    """It has epoch 1, so epoch 2 is made first; it dies, so epoch 1 is made after all."""
+    made = cache.Slabs(study, cache.needed(study)[0])
+    path = made.logits.path(made.loader.epoch(1))
+    path.parent.mkdir(parents=True)
+    other = FileLock(path.with_suffix(".lock"))
+    other.acquire()
+    making = made.make()
+    assert next(making)[0] == 2
+    other.release()
+    assert [epoch for epoch, _ in making] == [1] and made.missing() == []
+
+
+def test_where_nothing_can_be_kept_nothing_is_made(study, monkeypatch):
+    made = cache.Slabs(study, cache.needed(study)[0])
+    usage = type(shutil.disk_usage("."))(total=1 << 40, used=1 << 40, free=1 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.warns(UserWarning, match="no room for teacher logits"):
+        assert len(list(made.make())) <= 1
+    assert made.logits.computed == 1
 
 
 def test_fp32_made_ahead_is_not_tf32(study, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import ikdlib
 from ikdlib import files
 from ikdlib.runs import Run
-from ikdlib.training import checkpoint
+from ikdlib.training import checkpoint, teacher
+from ikdlib.training.trainer import Interrupted
 
 METHODS = ("ce", "kd", "dkd", "nkd", "wttm")
 ALL = (*METHODS, *(f"{method}+ikd" for method in METHODS))
@@ -208,6 +211,42 @@ def test_a_slab_from_another_run_is_as_good_as_ones_own(tiny, tmp_path, determin
     assert tiny.outcome(hit.run) == tiny.outcome(miss.run)
     other = tiny.train(tmp_path / "runs", first.updated(seed=2), slabs).teacher_logits
     assert (other.computed, other.found) == (tiny.epochs, 0), "another seed asks other questions"
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["", "stopped meanwhile"])
+def test_while_another_run_computes_a_slab_the_next_are_computed(
+    tiny, uninterrupted, tmp_path, monkeypatch, stopped
+):
+    """The other run is a lock on epoch 1's slab, let go when epochs 2 and 3 lie there."""
+    monkeypatch.setattr(teacher, "LOCK_SECONDS", 0.01)
+    spec = tiny.spec("dkd+ikd")
+    trainer = tiny.trainer(tmp_path, spec, tmp_path / "slabs")
+    logits, loader = trainer.teacher_logits, trainer.loader
+    first, *later = (logits.path(loader.epoch(number)) for number in (1, 2, 3))
+    first.parent.mkdir(parents=True)
+    other = FileLock(first.with_suffix(".lock"), thread_local=False)
+    other.acquire()
+    asked = itertools.count()
+
+    def let_go():
+        assert next(asked) < 5000, "it only waits"
+        if other.is_locked and all(path.exists() for path in later):
+            assert not first.exists()
+            other.release()
+            return stopped
+        return False
+
+    trainer.stop = let_go
+    if stopped:
+        with pytest.raises(Interrupted):
+            trainer.train()
+        assert not first.exists()
+        trainer = tiny.trainer(tmp_path, spec, tmp_path / "slabs")
+    trainer.train()
+    assert tiny.outcome(trainer.run) == uninterrupted(spec)
+    found = 2 if stopped else 0
+    assert (trainer.teacher_logits.computed, trainer.teacher_logits.found) == (3 - found, found)
+    assert len({path.read_bytes() for path in (first, *later)}) == 3
 
 
 def test_slabs_are_those_of_one_teacher_and_one_precision(tiny, tmp_path):

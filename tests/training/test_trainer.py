@@ -135,14 +135,16 @@ def short_recipe(tiny, learning_rate):
 def test_the_loop_equals_a_slow_one(tiny, tmp_path, method):
     """Slabs, a folded teacher, fused SGD, padding by a table: nothing changes but rounding.
 
-    Measured: 5e-7 apart at most. Both keep channels-last memory, so that the convolutions add in one order.
-    The rate is low because a training enlarges rounding step by step: at 0.005 it is 2e-4 after 21 steps.
+    Measured: 5e-7 apart at most; on an AMD processor up to 4e-5 (`wttm+ikd`; two slow loops, one in each
+    memory format, are as far apart there). Both keep channels-last memory, so that the convolutions add in
+    one order. The rate is low because a training enlarges rounding step by step: at 0.005 it is 2e-4 after
+    21 steps.
     """
     spec = tiny.spec(method, recipe=short_recipe(tiny, 0.0005))
     fast = tiny.train(tmp_path, spec)
     weights, losses = slow_training(tiny, spec, torch.channels_last)
     assert distance(fast.student.state_dict(), weights) < TOLERANCE
-    assert fast.run.history["train_loss"].tolist() == pytest.approx(losses, rel=1e-5)
+    assert fast.run.history["train_loss"].tolist() == pytest.approx(losses, rel=5e-5)
 
 
 @pytest.mark.parametrize("method", ["ce", "wttm", "dkd+ikd"])

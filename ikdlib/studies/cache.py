@@ -67,8 +67,8 @@ class Slabs:
         batches = len(self.missing()) * len(self.loader.images) / self.teacher.batch_size
         on_cpu = self.teacher.device.type == "cpu"
         self.teacher.compiles = on_cpu and not self.spec.deterministic and batches >= PAYS_FROM_STEPS
-        began = time.perf_counter()
-        while (number := self.logits.ahead(self.loader, self.epochs)) is not None:
+        began, epochs = time.perf_counter(), iter(self.epochs)
+        while (number := self.logits.ahead(self.loader, epochs)) is not None:
             yield number, time.perf_counter() - began
             began = time.perf_counter()
         if self.logits.folder is None:  # nothing can be kept: that was said, and computing them is no use

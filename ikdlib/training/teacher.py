@@ -109,9 +109,11 @@ class TeacherLogits:
         if self.folder is None:
             return self._compute(loader, epoch, check)
 
+        later = iter(range(epoch.number + 1, last + 1))
+
         def meanwhile() -> None:
             check()
-            self.ahead(loader, range(epoch.number + 1, last + 1), check)
+            self.ahead(loader, later, check)
 
         path, facts = self.path(epoch), self._facts(loader, epoch)
         with self.locked(path, meanwhile):
@@ -128,7 +130,8 @@ class TeacherLogits:
     ) -> int | None:
         """Compute the slab of the first of these epochs that is not there and that nobody is computing.
 
-        Returns the epoch's number; None where there is no such epoch, or nothing can be kept.
+        Returns the epoch's number, and has taken no more from an iterator than up to it; None where there is
+        no such epoch, or nothing can be kept.
         """
         for number in numbers:
             if self.folder is None:

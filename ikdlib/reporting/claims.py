@@ -44,8 +44,7 @@ def raises_accuracy(data: str, base: str) -> Callable[[Table], Iterator[Finding]
             return
         rows = pooled(table.cells, table.primary)
         for row in rows[rows["method"] == base].to_dict("records"):
-            pairs = "1 pair" if row["pairs"] == 1 else f"{row['pairs']} pairs"
-            yield Finding(f"{pairs}, top-1 points", difference_of(row), row["verdict"])
+            yield Finding(f"{row['over']}, top-1 points", difference_of(row), row["verdict"])
 
     return judge
 

@@ -80,8 +80,8 @@ def headline(tables: Iterable[Table]) -> pd.DataFrame:
     for table in tables:
         gains = pooled(table.cells, table.primary)
         for row in gains[gains["method"] != "ce"].to_dict("records"):
-            pairs = "1 pair" if row["pairs"] == 1 else f"{row['pairs']} pairs"
-            rows.append({"name": f"{row['method']}+ikd minus {row['method']}, {pairs}\n{table.title}", **row})
+            name = f"{row['method']}+ikd minus {row['method']}, {row['over']}\n{table.title}"
+            rows.append({"name": name, **row})
     columns = ("name", "method", "gain", "gain_low", "gain_high", "gain_n", "verdict")
     return pd.DataFrame(rows, columns=list(columns))
 

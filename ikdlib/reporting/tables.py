@@ -99,7 +99,8 @@ def pooled(cells: Iterable[Any], primary: str) -> pd.DataFrame:
 
     Of one pair it is that cell's own gain, judged among the table's other cells: a table says the same of it.
     Pairs count as independent. `ce` is one run for all pairs of its student, so it is not pooled.
-    Columns: method, pairs, gain_n, gain, gain_low, gain_high, p, verdict, seeds_needed.
+    Columns: method, pairs, over (the pair's name, or how many they are), gain_n, gain, gain_low, gain_high,
+    p, p_holm, verdict, seeds_needed.
     """
     plain = [cell for cell in cells if "," not in cell.method]
     scores = {(cell.pair, cell.method): by_seed(cell.runs, primary) for cell in plain}
@@ -122,15 +123,17 @@ def pooled(cells: Iterable[Any], primary: str) -> pd.DataFrame:
                 continue
             found = pooled_difference([(scores[pair, f"{base}+ikd"], scores[pair, base]) for pair in pairs])
         rows.append({
-            "method": base, "pairs": len(pairs), "gain_n": found.n, "gain": found.mean,
-            "gain_low": found.low, "gain_high": found.high, "p": found.p, "p_holm": found.holm,
-            "verdict": found.verdict, "seeds_needed": found.needed,
+            "method": base, "pairs": len(pairs),
+            "over": pairs[0] if len(pairs) == 1 else f"{len(pairs)} pairs",
+            "gain_n": found.n, "gain": found.mean, "gain_low": found.low, "gain_high": found.high,
+            "p": found.p, "p_holm": found.holm, "verdict": found.verdict, "seeds_needed": found.needed,
         })  # fmt: skip
     return pd.DataFrame(rows, columns=list(POOLED))
 
 
 POOLED = (
-    "method", "pairs", "gain_n", "gain", "gain_low", "gain_high", "p", "p_holm", "verdict", "seeds_needed",
+    "method", "pairs", "over", "gain_n", "gain", "gain_low", "gain_high", "p", "p_holm", "verdict",
+    "seeds_needed",
 )  # fmt: skip
 
 

@@ -70,9 +70,8 @@ def test_claim_1_flips_with_one_changed_result_and_goes_with_its_folder(folders)
     found = [*runs(folders, "kd", KD), *runs(folders, "kd+ikd", KD_IKD)]
     one = claims.readable(said(found, ON_CIFAR))
     low, high = stats.ttest_rel(list(KD_IKD.values()), list(KD.values())).confidence_interval(0.95)
-    assert (
-        f"    - **supported**: +0.80 [{low:+.2f}, {high:+.2f}] (n=3); 1 pair, top-1 points; cifar100" in one
-    )
+    words = f"    - **supported**: +0.80 [{low:+.2f}, {high:+.2f}] (n=3); resnet56/resnet20, top-1 points; "
+    assert f"{words}cifar100" in one
     folders.finished("kd+ikd", 1, 60.0)
     two = claims.readable(said(found, ON_CIFAR))
     assert "**undecided**, about " in two and "seeds would tell: -2.83" in two

@@ -96,12 +96,12 @@ def test_the_headline_is_each_tables_pooled_gain(folders):
     made, _ = collect.tables(found)
     rows = report.headline(made)
     assert list(rows["name"]) == [
-        "kd+ikd minus kd, 1 pair\ncifar100, 3 epochs, fp32, paper protocol",
-        "dkd+ikd minus dkd, 1 pair\ncifar100, 6 epochs, fp32, paper protocol",
+        "kd+ikd minus kd, resnet56/resnet20\ncifar100, 3 epochs, fp32, paper protocol",
+        "dkd+ikd minus dkd, resnet56/resnet20\ncifar100, 6 epochs, fp32, paper protocol",
     ]
     assert list(rows["gain"]) == pytest.approx([0.8, -1.0]) and list(rows["gain_n"]) == [3, 1]
     first, second = report.headline_words(rows).splitlines()
-    assert first.startswith("- kd+ikd minus kd, 1 pair; cifar100") and first.endswith(
+    assert first.startswith("- kd+ikd minus kd, resnet56/resnet20; cifar100") and first.endswith(
         "points, n=3: supported"
     )
     assert "**+0.80** [+0.5" in first or "**+0.80** [+0.6" in first

@@ -179,7 +179,7 @@ def of(studies_by_name: dict) -> dict[str, Job]:
 
 def test_the_cpu_runs_are_those_of_the_tables_and_ablations_to_the_job(machine):
     """Where they lie, whose logits they keep, their spec: all but the number of threads."""
-    short = ("--profile", "short", "--pairs")
+    short = ("--profile", "short", "--precision", "bf16", "--pairs")
     five, rest = "ce,kd,kd+ikd,dkd,dkd+ikd", "nkd,nkd+ikd,wttm,wttm+ikd"
     table = [
         ("resnet56/resnet8", five, "1,2,3,4,5"), ("resnet56/resnet20", five, "1,2"),
@@ -219,7 +219,7 @@ def test_the_gpu_list_trains_each_teacher_before_its_pairs(gpu):
     assert [row(job)[1:3] for job in part.ordered()] == [(seed, name) for seed in (1, 2, 3) for name in FOUR]
     for job in gpu.jobs():
         assert job.spec.recipe.epochs == 240 and job.spec.recipe.batch_size == 64
-        assert job.spec.recipe.precision == "bf16" and job.threads is None
+        assert job.spec.recipe.precision == "fp32" and job.threads is None
 
 
 def test_the_gpu_runs_are_those_of_the_commands_and_their_teachers_are_trained_here(gpu):
@@ -464,7 +464,7 @@ def test_logits_are_thrown_away_when_no_run_of_the_list_will_read_them(machine):
     first, *_, apart = machine.parts()
     files = {job.spec.seed: plant(job, first) for job in cache.needed(first)}
     held = plant(cache.needed(apart)[0], apart)
-    other = Study(first.settings.updated(seeds="4", methods="kd", precision="bf16"))
+    other = Study(first.settings.updated(seeds="4", methods="kd", precision="fp32"))
     foreign = plant(cache.needed(other)[0], other)
     accuracy = foreign.with_name("accuracy.safetensors")
     accuracy.touch()

@@ -27,7 +27,7 @@ from ikdlib.training.job import Job, choose_device
 
 CPU_PRECISION, GPU_PRECISION = "bf16", "fp32"
 """bf16 was shown equivalent on a CPU (`equivalence`), and is twice as fast where one has it; chosen before
-any run. On a GPU, where none was compared, the runs are the paper's own recipe."""
+any run had ended. On a GPU, where none was compared, the runs are the paper's own recipe."""
 
 FOUR = ("kd", "kd+ikd", "dkd", "dkd+ikd")
 ABSENT = "a teacher that is not there"

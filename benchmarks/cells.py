@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import torch
-from record import file_name, machine_words, save
+from record import machine_words, save
 
 from ikdlib import files
 from ikdlib.studies import children, grid
@@ -179,7 +179,7 @@ def main() -> None:
         axis.spines[["top", "right"]].set_visible(False)
     cpu = torch.device("cpu")
     machine = machine_words(cpu, torch.get_num_threads())
-    save(table, figure, options.results, file_name("cells", cpu), machine)
+    save(table, figure, options.results, "cells", cpu, machine)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from statistics import median
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from record import file_name, machine_words, save
+from record import machine_words, save
 
 from ikdlib.studies.children import ENVIRONMENT
 from ikdlib.training.job import choose_device
@@ -142,7 +142,7 @@ def main() -> None:
         )
     table = pd.DataFrame(rows)
     machine = machine_words(device, options.threads)
-    save(table, chart(table, machine), options.results, file_name("step", device), machine)
+    save(table, chart(table, machine), options.results, "step", device, machine)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from statistics import median
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from record import file_name, machine_words, save
+from record import machine_words, save
 
 from ikdlib.methods import IKD
 from ikdlib.spec import IKDSettings, MethodSpec, Recipe, RunSpec
@@ -117,7 +117,7 @@ def main() -> None:
         })  # fmt: skip
         print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1), flush=True)
     table, machine = pd.DataFrame(rows), machine_words(device, cores)
-    save(table, chart(table, machine), options.results, file_name("growth", device), machine)
+    save(table, chart(table, machine), options.results, "growth", device, machine)
 
 
 if __name__ == "__main__":

@@ -28,11 +28,13 @@ def file_name(what: str, device: torch.device) -> str:
     return f"{what}-{device.type}-{words}" + (f"-{_cores(device)}" if device.type == "cpu" else "")
 
 
-def save(table: pd.DataFrame, figure: plt.Figure, results: Path, name: str, machine: str) -> None:
-    """``<results>/benchmarks/<name>`` as CSV, PNG and SVG; says where."""
+def save(
+    table: pd.DataFrame, figure: plt.Figure, results: Path, what: str, device: torch.device, machine: str
+) -> None:
+    """``<results>/benchmarks/<file_name>`` as CSV, PNG and SVG; says where."""
     git = provenance.git_state()
     table = table.assign(machine=machine, commit=git["commit"], clean=git["clean"])
-    path = results / "benchmarks" / name
+    path = results / "benchmarks" / file_name(what, device)
     path.parent.mkdir(parents=True, exist_ok=True)
     write(figure, path, table)
     print(f"{path}.csv, .png")

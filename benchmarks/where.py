@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from compare import PAIRS
 from growth import spec
-from record import file_name, machine_words, save
+from record import machine_words, save
 
 from ikdlib.studies.throughput import synthetic_step
 from ikdlib.training import step as training_step
@@ -152,7 +152,7 @@ def main() -> None:
         rows += kernels(student, device)
         print(pd.DataFrame(rows)[lambda t, s=student: t["student"] == s].to_string(index=False), flush=True)
     table, machine = pd.DataFrame(rows), machine_words(device, options.threads)
-    save(table, chart(table, machine), options.results, file_name("where", device), machine)
+    save(table, chart(table, machine), options.results, "where", device, machine)
 
 
 if __name__ == "__main__":

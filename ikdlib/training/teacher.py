@@ -115,12 +115,11 @@ class TeacherLogits:
             check()
             self.ahead(loader, later, check)
 
-        path, facts = self.path(epoch), self._facts(loader, epoch)
+        path = self.path(epoch)
         with self.locked(path, meanwhile):
-            slab = self._read(path, facts)
+            slab = self._read(path, self._facts(loader, epoch))
             if slab is None:
-                slab = self._compute(loader, epoch, check)
-                self._write(path, slab, facts)
+                slab = self._make(loader, epoch, path, check)
             elif path not in self._ahead:
                 self.found += 1
         return slab.to(self.teacher.device)
@@ -143,8 +142,7 @@ class TeacherLogits:
             try:
                 with FileLock(path.with_suffix(".lock"), timeout=0):
                     if not path.exists():
-                        slab = self._compute(loader, epoch, check)
-                        self._write(path, slab, self._facts(loader, epoch))
+                        self._make(loader, epoch, path, check)
                         self._ahead.add(path)
                         return number
             except Timeout:
@@ -191,6 +189,11 @@ class TeacherLogits:
                 accuracy = evaluate(self.teacher.model, loader, self.data.test)[0]
                 self.store(path, {}, {"accuracy": accuracy})
                 return accuracy
+
+    def _make(self, loader: Loader, epoch: Epoch, path: Path, check: Callable[[], None]) -> Tensor:
+        slab = self._compute(loader, epoch, check)
+        self._write(path, slab, self._facts(loader, epoch))
+        return slab
 
     def _compute(self, loader: Loader, epoch: Epoch, check: Callable[[], None]) -> Tensor:
         self.computed += 1

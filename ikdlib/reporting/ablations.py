@@ -50,8 +50,9 @@ class Finding:
     verdict: str
 
     def __str__(self) -> str:
-        needed = self.effect.needed if self.verdict == "undecided" else None
-        return f"{self.sentence}: {self.verdict}" + (f", about {needed} seeds would tell" if needed else "")
+        return f"{self.sentence}: {self.verdict}" + (
+            self.effect.reason if self.verdict == "undecided" else ""
+        )
 
 
 def points(cells: Iterable[Any], setting: str, primary: str = "last") -> pd.DataFrame:

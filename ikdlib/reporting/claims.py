@@ -18,7 +18,7 @@ from ikdlib.reporting import ablations, behaviour
 from ikdlib.reporting.ablations import Finding
 from ikdlib.reporting.collect import Table
 from ikdlib.reporting.statistics import corrected, paired_difference, pooled_difference
-from ikdlib.reporting.tables import NOT_RUN, difference_of, pooled
+from ikdlib.reporting.tables import NOT_RUN, by_pair, difference_of, pooled
 from ikdlib.runs import Run
 from ikdlib.studies.grids import BEST, TEMPERATURES, WEIGHTS
 
@@ -37,13 +37,15 @@ class Claim:
 
 
 def raises_accuracy(data: str, base: str) -> Callable[[Table], Iterator[Finding]]:
-    """Claim 1: the gain over the base method, over the table's pairs (`tables.pooled`)."""
+    """Claim 1: the gain over the base method, over the table's pairs (`tables.pooled`), then of each."""
 
     def judge(table: Table) -> Iterator[Finding]:
         if table.data != data and not (data == "cifar100" and table.data in DEMO):
             return
-        rows = pooled(table.cells, table.primary)
-        for row in rows[rows["method"] == base].to_dict("records"):
+        over, single = (make(table.cells, table.primary) for make in (pooled, by_pair))
+        over, single = (rows[rows["method"] == base] for rows in (over, single))
+        # Of one pair, that is the same.
+        for row in (pd.concat([over, single]) if len(single) > 1 else over).to_dict("records"):
             yield Finding(f"{row['over']}, top-1 points", difference_of(row), row["verdict"])
 
     return judge
@@ -81,7 +83,7 @@ def from_logits(
 ) -> Callable[[Table], Iterator[Finding]]:
     """Claim 3: something computed from kept test logits, ``+ikd`` minus its base (``sign`` -1: the reverse).
 
-    Over the pairs of a base method; where it is one pair, the base methods are judged together.
+    Over the pairs of a base method. The base methods of one pair are judged together, and those of several.
     """
 
     def judge(table: Table) -> Iterator[Finding]:
@@ -98,9 +100,13 @@ def from_logits(
                 single[f"{pair}, {order}, {unit}"] = paired_difference(*both[pair])
             elif both:
                 several[f"{len(both)} pairs, {order}, {unit}"] = pooled_difference(both.values())
-        judged = dict(zip(single, corrected(list(single.values())), strict=True))
-        for words, d in (several | judged).items():
-            yield Finding(words, d, d.verdict)
+        judged = {}
+        for family in (several, single):
+            judged |= dict(zip(family, corrected(list(family.values())), strict=True))
+        for words, d in judged.items():
+            # A study keeps the logits of its lowest seed alone: more seeds will not tell more of this.
+            by_design = " (of one seed, by design)" if d.n == d.pairs else ""
+            yield Finding(words + by_design, d, d.verdict)
 
     return judge
 
@@ -191,9 +197,11 @@ def known_claims() -> list[Claim]:
 
 
 def page(tables: Iterable[Table], numbers: Iterable[str] = ("1", "2", "3", "4")) -> pd.DataFrame:
-    """The claims of some numbers, a row a finding: claim, sentence, verdict, effect, measured, table, n.
+    """The claims of some numbers, a row a finding.
 
-    ``effect``: the difference, with its interval where there is one; ``measured``: what was subtracted.
+    Columns: claim, sentence, verdict; ``reason``, why it is undecided, or what would tell; ``effect``, the
+    difference, with its interval where there is one; ``measured``, what was subtracted; table, n and
+    seeds_needed.
     A claim that no run speaks to has one row, with the verdict ``not run``. Drawn characters decide nothing
     about the paper: what was measured on them has the verdict ``demo``.
     """
@@ -205,12 +213,13 @@ def page(tables: Iterable[Table], numbers: Iterable[str] = ("1", "2", "3", "4"))
             verdict = "demo" if table.data in DEMO else finding.verdict
             rows.append({
                 **said, "verdict": verdict,
-                "effect": str(finding.effect).rpartition(": ")[0],
+                "reason": finding.effect.reason if verdict == "undecided" else "",
+                "effect": finding.effect.size,
                 "measured": finding.sentence, "table": table.title, "n": finding.effect.n,
                 "seeds_needed": finding.effect.needed if verdict == "undecided" else None,
             })  # fmt: skip
         if not found:
-            nothing = {"effect": "", "measured": "", "table": "", "n": 0, "seeds_needed": None}
+            nothing = {"reason": "", "effect": "", "measured": "", "table": "", "n": 0, "seeds_needed": None}
             rows.append({**said, "verdict": NOT_RUN, **nothing})
     return pd.DataFrame(rows)
 
@@ -224,8 +233,7 @@ def readable(page: pd.DataFrame) -> str:
             continue
         lines.append(f"- **{number}. {sentence}**")
         for row in rows.itertuples():
-            needed = "" if pd.isna(row.seeds_needed) else f", about {row.seeds_needed:.0f} seeds would tell"
-            lines.append(f"    - **{row.verdict}**{needed}: {row.effect}; {row.measured}; {row.table}")
+            lines.append(f"    - **{row.verdict}**{row.reason}: {row.effect}; {row.measured}; {row.table}")
     return "\n".join(lines)
 
 

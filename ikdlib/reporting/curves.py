@@ -75,10 +75,10 @@ def _panel(axis: Axes, here: pd.DataFrame, measure: str, optimum: dict[str, floa
 
 
 def forest(rows: pd.DataFrame, title: str, unit: str = "points of test top-1") -> Figure:
-    """Differences with their 95 % intervals, a line each; zero is marked. One seed shows a hollow dot.
+    """Differences with their 95 % intervals, a line each; zero is marked. What is undecided has a hollow dot.
 
-    ``rows``: columns name, method, gain, gain_low, gain_high, gain_n; ``method`` gives the colour. A row
-    without a gain is left out.
+    ``rows``: columns name, method, gain, gain_low, gain_high, gain_n, verdict; ``method`` gives the colour. A
+    row without a gain is left out.
     """
     import matplotlib.pyplot as plt
 
@@ -87,12 +87,12 @@ def forest(rows: pd.DataFrame, title: str, unit: str = "points of test top-1") -
     axis.axvline(0, color="#666666", linewidth=1)
     for place, row in enumerate(rows.itertuples()):
         base = str(row.method).partition(",")[0].removesuffix("+ikd")
-        colour, known = style(base)["color"], pd.notna(row.gain_low)
-        if known:
+        colour = style(base)["color"]
+        if pd.notna(row.gain_low):
             axis.plot([row.gain_low, row.gain_high], [place, place], color=colour, linewidth=2)
         axis.plot(
             row.gain, place, marker=MARKERS.get(base, "o"), color=colour, markersize=7,
-            markerfacecolor=colour if known else "white",
+            markerfacecolor="white" if row.verdict == "undecided" else colour,
         )  # fmt: skip
         axis.annotate(
             f"{row.gain:+.2f} (n={int(row.gain_n)})", (1.01, place), xycoords=("axes fraction", "data"),
@@ -100,7 +100,7 @@ def forest(rows: pd.DataFrame, title: str, unit: str = "points of test top-1") -
         )  # fmt: skip
     axis.set_yticks(range(len(rows)), list(rows["name"]) if len(rows) else [], fontsize=9)
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set(xlabel=f"{unit}; line: 95 % interval, hollow: one seed, no interval", title=title)
+    axis.set(xlabel=f"{unit}; line: 95 % interval (none of one seed), hollow: undecided", title=title)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(axis="y", length=0)
     if rows.empty:

@@ -12,7 +12,7 @@ import pandas as pd
 from ikdlib.errors import IkdError
 from ikdlib.reporting import ablations, behaviour, kept
 from ikdlib.reporting.collect import TEACHER, Cell, Table, folders, roots
-from ikdlib.reporting.tables import NOT_RUN, pooled
+from ikdlib.reporting.tables import NAMED, NOT_RUN, by_pair, difference_of, pooled
 from ikdlib.runs import Run
 from ikdlib.studies import protocol
 from ikdlib.studies.grids import questions
@@ -74,15 +74,18 @@ def counted(tables: Iterable[Table]) -> list[Run]:
 def headline(tables: Iterable[Table]) -> pd.DataFrame:
     """The gain of the IKD term on each base method of each table, over its pairs; for `curves.forest`.
 
-    What the term does to plain cross-entropy is of another size, and no claim: it stands in the tables.
+    Where they are few, each pair follows by itself: their mean hides where they differ. What the term does to
+    plain cross-entropy is of another size, and no claim: it stands in the tables.
     """
     rows = []
     for table in tables:
-        gains = pooled(table.cells, table.primary)
+        gains, single = pooled(table.cells, table.primary), by_pair(table.cells, table.primary)
         for row in gains[gains["method"] != "ce"].to_dict("records"):
-            name = f"{row['method']}+ikd minus {row['method']}, {row['over']}\n{table.title}"
-            rows.append({"name": name, **row})
-    columns = ("name", "method", "gain", "gain_low", "gain_high", "gain_n", "verdict")
+            own = single[single["method"] == row["method"]].to_dict("records")
+            for shown in [row, *(own if 1 < len(own) <= NAMED else ())]:
+                name = f"{row['method']}+ikd minus {row['method']}, {shown['over']}\n{table.title}"
+                rows.append({"name": name, **shown, "reason": difference_of(shown).reason})
+    columns = ("name", "method", "gain", "gain_low", "gain_high", "gain_n", "verdict", "reason")
     return pd.DataFrame(rows, columns=list(columns))
 
 
@@ -94,7 +97,9 @@ def headline_words(rows: pd.DataFrame) -> str:
     for row in rows.itertuples():
         interval = "" if pd.isna(row.gain_low) else f" [{row.gain_low:+.2f}, {row.gain_high:+.2f}]"
         name = row.name.replace("\n", "; ")
-        lines.append(f"- {name}: **{row.gain:+.2f}**{interval} points, n={row.gain_n}: {row.verdict}")
+        lines.append(
+            f"- {name}: **{row.gain:+.2f}**{interval} points, n={row.gain_n}: {row.verdict}{row.reason}"
+        )
     return "\n".join(lines)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+
+POWER = 0.8
+"""The share of experiments that should find an effect of the size that was seen."""
 
 
 @dataclass(frozen=True)
@@ -15,8 +19,9 @@ class Difference:
 
     ``low`` and ``high`` bound the 95 % interval of Student's t over the differences, ``p`` is the two-sided
     probability of one at least as large without an effect; None where fewer than two seeds are common.
-    ``correlation`` is Pearson's of the pairs; ``needed`` the number of seeds at which an interval of this
-    spread would leave zero out, for an undecided effect.
+    ``correlation`` is Pearson's of the pairs. ``needed`` is the number of seeds (of each pair of models) at
+    which four experiments of five would leave zero out, were an undecided effect as large as it looks; None
+    where fewer than three seeds tell of its spread.
     """
 
     mean: float
@@ -28,28 +33,46 @@ class Difference:
     p: float | None = None
     holm: float | None = None
     """``p`` after Holm's correction, where this is one of several differences that are judged together."""
+    pairs: int = 1
+    """The pairs of models it is the mean of."""
+    split: bool = False
+    """One of these pairs lies significantly on the other side of zero: no one sentence holds for all."""
 
     @property
     def verdict(self) -> str:
         """``supported`` (interval above 0), ``contradicted`` (below 0) or ``undecided``.
 
-        One of several is undecided too where its corrected ``p`` is not below 0.05.
+        One of several is undecided too where its corrected ``p`` is not below 0.05; so is a mean over pairs
+        that disagree (``split``).
         """
-        if self.low is not None and self.high is not None and (self.holm is None or self.holm < 0.05):
+        certain = not self.split and (self.holm is None or self.holm < 0.05)
+        if certain and self.low is not None and self.high is not None:
             if self.low > 0:
                 return "supported"
             if self.high < 0:
                 return "contradicted"
         return "undecided"
 
-    def __str__(self) -> str:
-        if self.low is None:
-            return f"{self.mean:+.2f} (n={self.n}, no interval from one seed): undecided"
-        text = f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}] (n={self.n}): {self.verdict}"
+    @property
+    def reason(self) -> str:
+        """Why an interval is undecided, or what would tell: words to follow the verdict; may be empty."""
+        if self.low is None or self.high is None or self.verdict != "undecided":
+            return ""
+        if self.split:
+            return " (the pairs disagree)"
         if self.needed:
-            return f"{text}, about {self.needed} seeds would tell"
-        corrected = self.verdict == "undecided" and self.holm is not None and self.low * self.high > 0
-        return text + (f" (Holm's p {self.holm:.3f})" if corrected else "")
+            return f", about {self.needed} seeds{' a pair' if self.pairs > 1 else ''} would tell"
+        return f" (Holm's p {self.holm:.3f})" if self.holm is not None and self.low * self.high > 0 else ""
+
+    @property
+    def size(self) -> str:
+        """The difference, its interval and n."""
+        if self.low is None:
+            return f"{self.mean:+.2f} (n={self.n}, no interval from one seed)"
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}] (n={self.n})"
+
+    def __str__(self) -> str:
+        return f"{self.size}: {self.verdict}{self.reason}"
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
@@ -77,7 +100,7 @@ def paired_difference(
     spread = pairs.std(axis=0)
     correlation = float(np.corrcoef(pairs.T)[0, 1]) if n > 2 and spread.all() else None
     undecided = mean - half <= 0 <= mean + half
-    needed = _seeds_needed(mean, std, level) if undecided else None
+    needed = _seeds_needed(mean, std, level) if undecided and n > 2 else None
     p = _two_sided(mean, std / math.sqrt(n), n - 1)
     return Difference(mean, mean - half, mean + half, n, correlation, needed, p)
 
@@ -90,6 +113,8 @@ def pooled_difference(
     ``strata``: for each pair of models what was treated and its base, by seed. Each pair weighs the same.
     The interval rests on the spread of the seeds *within* the pairs, taken as one variance for all of them,
     so it speaks of these very pairs; of a single pair it is `paired_difference`'s. ``n`` counts differences.
+    Pairs may differ in size; where one's own mean lies on the other side of zero, its ``p`` (with that
+    variance, after Holm's correction over the pairs) below ``1 - level``, they are ``split``.
     """
     from scipy import stats
 
@@ -102,15 +127,19 @@ def pooled_difference(
     mean = float(np.mean([differences.mean() for differences in found]))
     n, freedom = sum(map(len, found)), sum(len(differences) - 1 for differences in found)
     if freedom == 0:
-        return Difference(mean, None, None, n, None, None)
+        return Difference(mean, None, None, n, None, None, pairs=len(found))
     within = sum(float(((d - d.mean()) ** 2).sum()) for d in found) / freedom
     error = math.sqrt(within * sum(1 / len(d) for d in found)) / len(found)
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
     undecided = mean - half <= 0 <= mean + half
     # As many seeds for every pair: the error then falls with their root.
-    needed = _seeds_needed(mean, math.sqrt(within / len(found)), level, len(found)) if undecided else None
+    spread = math.sqrt(within / len(found))
+    needed = _seeds_needed(mean, spread, level, len(found)) if undecided and freedom > 1 else None
     p = _two_sided(mean, error, freedom)
-    return Difference(mean, mean - half, mean + half, n, None, needed, p)
+    means = [float(d.mean()) for d in found]
+    own = [_two_sided(m, math.sqrt(within / len(d)), freedom) for m, d in zip(means, found, strict=True)]
+    split = any(m * mean < 0 and q < 1 - level for m, q in zip(means, holm(own), strict=True))
+    return Difference(mean, mean - half, mean + half, n, None, needed, p, pairs=len(found), split=split)
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
@@ -118,11 +147,19 @@ def corrected(differences: Sequence[Difference]) -> list[Difference]:
 
     Those without a ``p`` (one seed) are left as they are, and do not count.
     """
-    tested = sorted((d.p, place) for place, d in enumerate(differences) if d.p is not None)
-    result, largest = list(differences), 0.0
-    for rank, (p, place) in enumerate(tested):
-        largest = max(largest, min(1.0, p * (len(tested) - rank)))
-        result[place] = replace(differences[place], holm=largest)
+    tested = {place: d.p for place, d in enumerate(differences) if d.p is not None}
+    result = list(differences)
+    for place, p in zip(tested, holm(list(tested.values())), strict=True):
+        result[place] = replace(differences[place], holm=p)
+    return result
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Probabilities after Holm's step-down correction, in their order."""
+    result, largest = list(ps), 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, ps[place] * (len(ps) - rank)))
+        result[place] = largest
     return result
 
 
@@ -135,10 +172,17 @@ def _two_sided(mean: float, error: float, freedom: int) -> float:
 
 
 def _seeds_needed(mean: float, std: float, level: float, pairs: int = 1, most: int = 1000) -> int | None:
-    """Seeds (of each of ``pairs`` pairs) at which a spread like this would leave zero out."""
+    """The least number of seeds (of each of ``pairs`` pairs) with a power of `POWER` for such an effect."""
     from scipy import stats
 
-    counts = np.arange(2, most + 1)
-    half = stats.t.ppf((1 + level) / 2, pairs * (counts - 1)) * std / np.sqrt(counts)
-    enough = counts[half < abs(mean)]
-    return int(enough[0]) if len(enough) else None
+    if std == 0:
+        return None
+
+    def enough(count: int) -> bool:
+        freedom = pairs * (count - 1)
+        limit = stats.t.ppf((1 + level) / 2, freedom)
+        return bool(stats.nct.sf(limit, freedom, abs(mean) / std * math.sqrt(count)) >= POWER)
+
+    counts = range(2, most + 1)
+    place = bisect.bisect_left(counts, True, key=enough)
+    return counts[place] if place < len(counts) else None

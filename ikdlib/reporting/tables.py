@@ -95,46 +95,69 @@ def _judged(found: Mapping[int, Difference], labels: Sequence[str]) -> dict[int,
 
 
 def pooled(cells: Iterable[Any], primary: str) -> pd.DataFrame:
-    """The gain of the IKD term on each base method, over all pairs that have both: a row a base method.
+    """The gain of the IKD term on each base method, over the pairs that have both: a row a base method.
 
-    Of one pair it is that cell's own gain, judged among the table's other cells: a table says the same of it.
-    Pairs count as independent. `ce` is one run for all pairs of its student, so it is not pooled.
-    Columns: method, pairs, over (the pair's name, or how many they are), gain_n, gain, gain_low, gain_high,
-    p, p_holm, verdict, seeds_needed.
+    Where some pairs have two seeds or more, those of one seed stay out: nothing tells how uncertain they are.
+    Of one pair it is that cell's own gain, judged among the table's other cells: a table says the same of it;
+    the rows of several pairs are judged together. Pairs count as independent; `ce` is one run for all pairs
+    of its student, so it is not pooled.
+    Columns: method, pairs, over (their names, or how many there are), gain_n, gain, gain_low, gain_high,
+    p, p_holm, verdict, seeds_needed, split.
     """
-    plain = [cell for cell in cells if "," not in cell.method]
-    scores = {(cell.pair, cell.method): by_seed(cell.runs, primary) for cell in plain}
-    both: dict[str, list[str]] = {}
-    for pair, method in scores:
-        base = method.removesuffix("+ikd")
-        if base != method and set(scores[pair, method]) & set(scores.get((pair, base), ())):
-            both.setdefault(base, []).append(pair)
-    single = {
-        (pair, base): paired_difference(scores[pair, f"{base}+ikd"], scores[pair, base])
-        for base, pairs in both.items() for pair in pairs
-    }  # fmt: skip
-    judged = dict(zip(single, corrected(list(single.values())), strict=True))
-    rows = []
-    for base in [name for name in dict.fromkeys(cell.method for cell in plain) if name in both]:
-        pairs = both[base]
-        found = judged[pairs[0], base]
-        if len(pairs) > 1:
-            if base == "ce":
-                continue
-            found = pooled_difference([(scores[pair, f"{base}+ikd"], scores[pair, base]) for pair in pairs])
-        rows.append({
-            "method": base, "pairs": len(pairs),
-            "over": pairs[0] if len(pairs) == 1 else f"{len(pairs)} pairs",
-            "gain_n": found.n, "gain": found.mean, "gain_low": found.low, "gain_high": found.high,
-            "p": found.p, "p_holm": found.holm, "verdict": found.verdict, "seeds_needed": found.needed,
-        })  # fmt: skip
-    return pd.DataFrame(rows, columns=list(POOLED))
+    single, scores = _single(cells, primary)
+    one, several = {}, {}
+    for base in dict.fromkeys(base for base, _ in single):
+        own = {pair: d for (name, pair), d in single.items() if name == base}
+        pairs = tuple(pair for pair, d in own.items() if d.n > 1) or tuple(own)
+        if len(pairs) == 1:
+            one[base, pairs] = own[pairs[0]]
+        elif base != "ce":
+            both = [(scores[pair, f"{base}+ikd"], scores[pair, base]) for pair in pairs]
+            several[base, pairs] = pooled_difference(both)
+    several = dict(zip(several, corrected(list(several.values())), strict=True))
+    order = {base: place for place, (base, _) in enumerate(single)}
+    found = sorted((one | several).items(), key=lambda item: order[item[0][0]])
+    return pd.DataFrame([_row(base, pairs, d) for (base, pairs), d in found], columns=list(POOLED))
 
+
+def by_pair(cells: Iterable[Any], primary: str) -> pd.DataFrame:
+    """The gain on each base method and pair, a row each, judged together; columns as `pooled`."""
+    single, _ = _single(cells, primary)
+    return pd.DataFrame([_row(base, (pair,), d) for (base, pair), d in single.items()], columns=list(POOLED))
+
+
+NAMED = 3
+"""So many pairs are named one by one; more are counted."""
 
 POOLED = (
     "method", "pairs", "over", "gain_n", "gain", "gain_low", "gain_high", "p", "p_holm", "verdict",
-    "seeds_needed",
+    "seeds_needed", "split",
 )  # fmt: skip
+
+
+def _single(
+    cells: Iterable[Any], primary: str
+) -> tuple[dict[tuple[str, str], Difference], dict[tuple[str, str], Mapping[int, float]]]:
+    """Gains by (base, pair), judged together, of the methods as they are; scores by (pair, method)."""
+    plain = [cell for cell in cells if "," not in cell.method]
+    scores = {(cell.pair, cell.method): by_seed(cell.runs, primary) for cell in plain}
+    found = {}
+    for base in dict.fromkeys(cell.method for cell in plain):
+        for pair in dict.fromkeys(cell.pair for cell in plain):
+            sides = scores.get((pair, f"{base}+ikd"), {}), scores.get((pair, base), {})
+            if (difference := paired_difference(*sides)) is not None:
+                found[base, pair] = difference
+    return dict(zip(found, corrected(list(found.values())), strict=True)), scores
+
+
+def _row(base: str, pairs: Sequence[str], found: Difference) -> dict[str, Any]:
+    return {
+        "method": base, "pairs": len(pairs),
+        "over": ", ".join(pairs) if len(pairs) <= NAMED else f"{len(pairs)} pairs",
+        "gain_n": found.n, "gain": found.mean, "gain_low": found.low, "gain_high": found.high,
+        "p": found.p, "p_holm": found.holm, "verdict": found.verdict, "seeds_needed": found.needed,
+        "split": found.split,
+    }  # fmt: skip
 
 
 def readable(table: pd.DataFrame, primary: str, folders: str | Mapping[str, str] = "") -> pd.DataFrame:
@@ -161,8 +184,8 @@ def readable(table: pd.DataFrame, primary: str, folders: str | Mapping[str, str]
             for row in table.itertuples()
         ]
         shown["ours minus published"] = [
-            f"{value:+.2f}" if pd.notna(value) else ""
-            for value in table.get("minus_published", [None] * len(table))
+            f"{row.minus_published:+.2f}{_other_teacher(row)}" if pd.notna(row.minus_published) else ""
+            for _, row in table.assign(minus_published=table.get("minus_published")).iterrows()
         ]
     if folders:
         shown["seeds"] = [" ".join(_link(run_id, folders) for run_id in ids.split()) for ids in table["runs"]]
@@ -187,7 +210,7 @@ def verdicts(table: pd.DataFrame, over_pairs: pd.DataFrame | None = None) -> lis
     if "gain" not in table or table["gain"].isna().all():
         return ["not run: no pair has finished runs both with and without the IKD term"]
     rows = [] if over_pairs is None else [row for _, row in over_pairs.iterrows() if row.pairs > 1]
-    lines = [f"over {row.pairs} pairs: {row.method}+ikd minus {row.method}: {_gain(row)}" for row in rows]
+    lines = [f"over {row.over}: {row.method}+ikd minus {row.method}: {_gain(row)}" for row in rows]
     return lines + [
         f"{row['pair']}: {row['method']} minus {base_of(row['method'])}: {_gain(row)}"
         for _, row in table.iterrows()
@@ -215,6 +238,12 @@ def _published(published: pd.DataFrame, pair: str, method: str) -> dict[str, Any
     }  # fmt: skip
 
 
+def _other_teacher(row: pd.Series) -> str:
+    """How much better our teacher is than the published one: where it is another, its part of the number."""
+    better = row.teacher_top1 - row.published_teacher_top1 if pd.notna(row.teacher_top1) else 0.0
+    return f" (our teacher {better:+.2f})" if abs(better) >= 0.05 else ""
+
+
 def _number(row: pd.Series, which: str) -> str:
     notes = [f"{row.diverged} diverged"] if row.diverged else []
     if not row.n:
@@ -231,7 +260,8 @@ def difference_of(row: Mapping[str, Any] | pd.Series) -> Difference:
     names = ("gain_low", "gain_high", "p", "p_holm", "seeds_needed")
     low, high, p, holm, needed = (None if pd.isna(row.get(name)) else row[name] for name in names)
     needed = None if needed is None else int(needed)
-    return Difference(row["gain"], low, high, int(row["gain_n"]), None, needed, p, holm)
+    pairs, split = int(row.get("pairs", 1)), bool(row.get("split", False))
+    return Difference(row["gain"], low, high, int(row["gain_n"]), None, needed, p, holm, pairs, split)
 
 
 def _gain(row: pd.Series) -> str:

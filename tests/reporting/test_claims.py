@@ -57,10 +57,15 @@ def test_claim_1_is_the_gain_pooled_over_the_pairs(folders):
     found = [*runs(folders, "kd", KD), *runs(folders, "kd+ikd", KD_IKD), *runs(folders, "kd", KD, pair=OTHER)]
     more = plus(KD, 0.2, 0.6, 0.5)
     found += runs(folders, "kd+ikd", more, pair=OTHER)
-    (row,) = said(found, ON_CIFAR).to_dict("records")
+    row, *each = said(found, ON_CIFAR).to_dict("records")
     expected = pooled_difference([(KD_IKD, KD), (more, KD)])
     assert row["effect"] == f"{expected.mean:+.2f} [{expected.low:+.2f}, {expected.high:+.2f}] (n=6)"
-    assert (row["verdict"], row["measured"], row["n"]) == ("supported", "2 pairs, top-1 points", 6)
+    both = f"{PAIR}, {OTHER}, top-1 points"
+    assert (row["verdict"], row["measured"], row["n"]) == ("supported", both, 6)
+    assert [(one["measured"], one["n"]) for one in each] == [
+        (f"{PAIR}, top-1 points", 3), (f"{OTHER}, top-1 points", 3),
+    ]  # fmt: skip
+    assert [one["effect"].split()[0] for one in each] == ["+0.80", "+0.43"]
     assert row["table"] == "cifar100, 3 epochs, fp32, paper protocol"
     others = page(found)
     assert set(others[(others["claim"] == "1") & (others["sentence"] != ON_CIFAR)]["verdict"]) == {"not run"}
@@ -111,7 +116,10 @@ def test_one_number_has_one_verdict_on_the_page_in_the_table_and_in_the_headline
         (over,) = tables.pooled(table.cells, table.primary).query("method == 'kd'").to_dict("records")
         (claim,) = said(found, ON_CIFAR).to_dict("records")
         (line,) = [x for x in report.headline_words(report.headline([table])).splitlines() if "- kd" in x]
-        assert {cell["verdict"], over["verdict"], claim["verdict"], line.rpartition(": ")[2]} == {expected}
+        assert {cell["verdict"], over["verdict"], claim["verdict"]} == {expected}
+        why = f" (Holm's p {2 * p:.3f})" if expected == "undecided" else ""
+        assert line.endswith(f": {expected}{why}")
+        assert f"**{expected}**{why}: +0.7" in claims.readable(said(found, ON_CIFAR)), "an interval off zero"
         assert cell["p_holm"] == over["p_holm"] == pytest.approx(p if expected == "supported" else 2 * p)
         found += runs(folders, "dkd", four) + runs(folders, "dkd+ikd", plus(four, 0.5, -0.5, 0.2, -0.3))
 

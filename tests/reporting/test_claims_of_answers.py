@@ -116,10 +116,11 @@ def test_consistency_and_confusion_have_two_readings_each(folders):
         said(found, text).to_dict("records") for text in (CONSISTENT, CONFUSED)
     )
     first = f"{PAIR}, kd minus kd+ikd, "
-    assert spread["measured"] == f"{first}spread of softmax outputs within a class (%)"
-    assert variance["measured"] == f"{first}variance of logits within classes (%)"
-    assert images["measured"] == f"{first}% of images taken for others of their group"
-    assert errors["measured"] == f"{first}% of errors that stay in the group"
+    last = " (of one seed, by design)"
+    assert spread["measured"] == f"{first}spread of softmax outputs within a class (%){last}"
+    assert variance["measured"] == f"{first}variance of logits within classes (%){last}"
+    assert images["measured"] == f"{first}% of images taken for others of their group{last}"
+    assert errors["measured"] == f"{first}% of errors that stay in the group{last}"
     assert images["effect"] == "+0.32 (n=1, no interval from one seed)", "40 - 8 of 10,000 images"
     assert errors["effect"] == f"{100 * (40 / 50 - 8 / 18):+.2f} (n=1, no interval from one seed)"
     p = np.exp([6.0] + [0.0] * 99) / (np.exp(6.0) + 99)

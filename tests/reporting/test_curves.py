@@ -69,18 +69,22 @@ def test_a_forest_of_nothing_says_not_run():
     assert "not run" in words_of(curves.forest(none, "A title"))
 
 
-def test_a_forest_shows_each_interval_and_hollow_dots_without_one():
+def test_a_forest_shows_each_interval_and_hollow_dots_of_what_is_undecided():
     rows = pd.DataFrame({
-        "name": ["a", "b", "c"], "method": ["kd+ikd", "dkd", "kd"], "gain": [0.5, -0.2, None],
-        "gain_low": [0.1, None, None], "gain_high": [0.9, None, None], "gain_n": [3, 1, None],
+        "name": ["a", "b", "c", "d"], "method": ["kd+ikd", "dkd", "kd", "kd"],
+        "gain": [0.5, -0.2, None, 0.3], "gain_low": [0.1, None, None, 0.1],
+        "gain_high": [0.9, None, None, 0.5], "gain_n": [3, 1, None, 3],
+        "verdict": ["supported", "undecided", "not run", "undecided"],
     })  # fmt: skip
     axis = curves.forest(rows, "A title").axes[0]
-    _, interval, full, hollow = axis.lines
+    _, interval, full, hollow, other, corrected = axis.lines
+    assert list(other.get_xdata()) == [0.1, 0.5]
+    assert corrected.get_markerfacecolor() == "white", "its interval lies off zero, Holm's p does not"
     assert list(interval.get_xdata()) == [0.1, 0.9] and list(interval.get_ydata()) == [0, 0]
     assert (full.get_xdata()[0], hollow.get_xdata()[0]) == (0.5, -0.2)
     assert full.get_markerfacecolor() != "white" == hollow.get_markerfacecolor()
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"], "c was not run"
-    assert [text.get_text() for text in axis.texts] == ["+0.50 (n=3)", "-0.20 (n=1)"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b", "d"], "c was not run"
+    assert [text.get_text() for text in axis.texts] == ["+0.50 (n=3)", "-0.20 (n=1)", "+0.30 (n=3)"]
 
 
 # What the term pulls towards

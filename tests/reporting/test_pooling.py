@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from powers import power
 from scipy import stats
 
 from ikdlib.reporting.statistics import Difference, corrected, paired_difference, pooled_difference
@@ -117,10 +118,35 @@ def test_the_seeds_a_pooled_gain_needs_are_found_by_trying_each():
     within = np.mean([values.var(ddof=1) for values in differences])  # equally many seeds in both
     mean = np.mean(differences)
 
-    def leaves_zero_out(n):  # n seeds of each of the two pairs
-        return stats.t.isf(0.025, 2 * (n - 1)) * np.sqrt(within / (2 * n)) < abs(mean)
+    def enough(n):  # n seeds of each of the two pairs
+        return power(mean, np.sqrt(within / (2 * n)), 2 * (n - 1)) >= 0.8
 
-    assert found.needed == next(n for n in range(2, 1000) if leaves_zero_out(n)) > 3
+    assert found.needed == next(n for n in range(2, 1000) if enough(n)) > 3
+    assert str(found).endswith(f": undecided, about {found.needed} seeds a pair would tell")
+
+
+def test_pairs_that_lie_on_both_sides_have_no_common_verdict():
+    """Five seeds of one pair, two of another: their mean is above zero, and says nothing of the other."""
+    helps, harms = [3.3, 3.5, 3.1, 3.6, 2.9], [-1.5, -1.6]
+    found = pooled_difference(strata(helps, harms))
+    assert found.low > 0 and found.split and found.pairs == 2
+    assert found.verdict == "undecided" and str(found).endswith(": undecided (the pairs disagree)")
+    mirrored = pooled_difference([(base, treated) for treated, base in strata(helps, harms)])
+    assert mirrored.split and mirrored.verdict == "undecided"
+    level = pooled_difference(strata(helps, [0.1, -0.3]))
+    assert level.verdict == "supported", "a pair without an effect is no objection"
+
+
+@pytest.mark.parametrize("harm", [-0.1, -0.35, -0.45, -0.6, -2.0])
+def test_a_pair_objects_where_its_own_effect_is_significant_among_all(harm):
+    """By the linear model's residual variance, and Holm's correction over the three pairs."""
+    noise = np.array([0.2, -0.2, 0.1, -0.1])
+    differences = [2 + noise, 1 - noise, harm + noise]
+    freedom, error = 9, np.sqrt(np.mean([d.var(ddof=1) for d in differences]) / 4)
+    ps = holm([2 * stats.t(freedom).sf(abs(d.mean()) / error) for d in differences])
+    found = pooled_difference(strata(*differences))
+    assert found.mean > 0 and found.split == bool(ps[2] < 0.05)
+    assert found.verdict == ("undecided" if found.split else "supported")
 
 
 @pytest.mark.parametrize("pairs", [1, 3])

@@ -127,7 +127,22 @@ def test_one_changed_result_flips_the_headline(folders):
     said = [report.headline_words(report.headline([table_of(found)]))]
     folders.finished("kd+ikd", 2, 60.0)
     said.append(report.headline_words(report.headline([table_of(found)])))
-    assert said[0].endswith(": supported") and said[1].endswith(": undecided")
+    assert said[0].endswith(": supported") and ": undecided, about " in said[1]
+
+
+def test_the_headline_shows_each_pair_while_they_are_few(folders):
+    found = [*runs(folders, "kd", KD), *runs(folders, "kd+ikd", KD_IKD)]
+    found += [*runs(folders, "kd", KD, pair="vgg13/vgg8")]
+    found += [*runs(folders, "kd+ikd", plus(KD, -0.9, -1.0, -0.8), pair="vgg13/vgg8")]
+    rows = report.headline([table_of(found)])
+    over = [name.partition("kd, ")[2].partition("\n")[0] for name in rows["name"]]
+    assert over == [f"{PAIR}, vgg13/vgg8", PAIR, "vgg13/vgg8"] and set(rows["method"]) == {"kd"}
+    assert list(rows["gain"]) == pytest.approx([-0.05, 0.8, -0.9])
+    assert report.headline_words(rows).splitlines()[0].endswith(": undecided (the pairs disagree)")
+    for pair in ("resnet110/resnet20", "resnet110/resnet32"):
+        found += [*runs(folders, "kd", KD, pair=pair), *runs(folders, "kd+ikd", KD_IKD, pair=pair)]
+    (name,) = report.headline([table_of(found)])["name"]
+    assert name.startswith("kd+ikd minus kd, 4 pairs\n")
 
 
 def test_nothing_run_is_said(folders):

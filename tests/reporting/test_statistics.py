@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from powers import power
 from scipy import stats
 
 from ikdlib.reporting.statistics import Difference, mean_and_std, paired_difference
@@ -87,22 +88,36 @@ def test_equal_runs_are_undecided():
     "n, gain, spread, seed", [(3, 0.3, 1, 1), (3, 0.5, 0.6, 2), (4, 0.2, 1, 3), (6, 0.1, 0.5, 4)]
 )
 def test_seeds_needed_by_brute_force(n, gain, spread, seed):
-    """The least n whose interval, with this mean and spread, leaves zero out: found by trying each."""
+    """The least n at which four of five experiments like this one find its effect: found by trying each."""
     treated, base = draws(n, gain, spread, seed)
     found = paired_difference(by_seed(treated), by_seed(base))
     assert found.verdict == "undecided", "the example must be an undecided one"
     mean, std = (treated - base).mean(), (treated - base).std(ddof=1)
 
-    def leaves_zero_out(count):
-        low, high = stats.t.interval(0.95, count - 1, loc=mean, scale=std / np.sqrt(count))
-        return low > 0 or high < 0
-
-    least = next((count for count in range(2, 1001) if leaves_zero_out(count)), None)
+    least = next((n for n in range(2, 1001) if power(mean, std / np.sqrt(n), n - 1) >= 0.8), None)
     assert found.needed == least
     if least is None:
         assert "would tell" not in str(found)
     else:
         assert least > n and f"about {least} seeds" in str(found)
+
+
+def test_the_seeds_needed_find_such_an_effect_four_times_in_five():
+    """20,000 experiments as large as needed, and as many with a seed less."""
+    found = paired_difference(*map(by_seed, draws(3, 0.5, 0.6, seed=2)))
+    differences = np.subtract(*draws(3, 0.5, 0.6, seed=2))
+    rng = np.random.default_rng(0)
+
+    def share(count):
+        drawn = rng.normal(differences.mean(), differences.std(ddof=1), size=(20000, count))
+        return (stats.ttest_1samp(drawn, 0, axis=1, alternative="greater").pvalue < 0.025).mean()
+
+    assert share(found.needed) > 0.79 and share(found.needed - 1) < 0.81
+
+
+def test_two_seeds_tell_too_little_of_their_spread_to_plan_with():
+    found = paired_difference({1: 71.0, 2: 70.5}, {1: 70.0, 2: 70.4})
+    assert found.verdict == "undecided" and found.needed is None and str(found).endswith(": undecided")
 
 
 def test_correlation_is_pearsons():

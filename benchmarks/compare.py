@@ -1,8 +1,9 @@
 """``make bench``: the published kind of loop against ikdlib's trainer, alternately, as ratios.
 
 Every program is a process of its own that waits until it is told to run a round, so the machine's drift
-meets all alike. The first round of each is a warm-up and is not counted; the rest give medians. The reference
-gets the number of DataLoader workers that is fastest for it, and the same number of threads as ours.
+meets all alike. The first rounds of each are a warm-up and are not counted (on a GPU a graph is captured in
+the second); the rest give medians. The reference gets the number of DataLoader workers that is fastest for
+it, and the same number of threads as ours.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from ikdlib.training.job import choose_device
 
 PAIRS = "resnet32x4/resnet8x4,resnet56/resnet20,vgg13/MobileNetV2,wrn_40_2/ShuffleV1"
 WORKERS = (0, 1, 2, 8)
+WARM_UP = {"cpu": 1, "cuda": 2}
+STEPS = {"cpu": 12, "cuda": 200}
 HERE = Path(__file__).parent
 
 
@@ -71,8 +74,11 @@ def compare(pair: str, options: argparse.Namespace) -> list[dict[str, object]]:
         programs[precision] = Program(
             "ours", ENVIRONMENT, precision=precision, compile=options.compile, **common
         )
-    for program in programs.values():
-        program.round()
+    for name, program in programs.items():
+        for _ in range(WARM_UP[options.device]):
+            last = program.round()
+        if options.device == "cuda" and not last.get("graphs", True):
+            raise SystemExit(f"{pair}, {name}: no graph was captured; another program would be measured")
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
     for _ in range(options.repeats):
         for name, program in programs.items():
@@ -81,7 +87,8 @@ def compare(pair: str, options: argparse.Namespace) -> list[dict[str, object]]:
         program.end()
 
     base = [one["seconds"] for one in rounds["reference"]]
-    rows = [row(pair, "reference", "fp32", "", base, base, rounds["reference"], common)]
+    exact = "fp32" if options.device == "cpu" else "tf32"
+    rows = [row(pair, "reference", exact, "", base, base, rounds["reference"], common)]
     rows[0]["workers"] = workers
     for name in list(programs)[1:]:
         warm = [one["seconds"] for one in rounds[name]]
@@ -126,7 +133,7 @@ def main() -> None:
     parser.add_argument("--precisions", default="fp32,bf16")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--steps", type=int, default=12, help="of 64 images, a round")
+    parser.add_argument("--steps", type=int, help="of 64 images, a round; if left out 12, on a GPU 200")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, help="of the reference; the best of 0, 1, 2, 8 if left out")
     parser.add_argument("--compile", default="on", choices=("on", "off"), help="of ours, on a CPU")
@@ -134,6 +141,7 @@ def main() -> None:
     options = parser.parse_args()
     device = choose_device(options.device)
     options.device = device.type
+    options.steps = options.steps or STEPS[device.type]
     rows = []
     for pair in options.pairs.split(","):
         rows += compare(pair, options)

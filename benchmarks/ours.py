@@ -62,7 +62,8 @@ def main() -> None:
             before = dict(trainer.seconds)
             trainer._train_epoch()
             spent = {name: value - before[name] for name, value in trainer.seconds.items()}
-            return {"seconds": spent["training"], "teacher": spent["teacher"]}
+            graphs = getattr(trainer._do_step, "captured", 0)
+            return {"seconds": spent["training"], "teacher": spent["teacher"], "graphs": graphs}
 
         serve(epoch)
 

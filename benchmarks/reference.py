@@ -2,6 +2,8 @@
 
 One process: PIL transforms in DataLoader workers, an fp32 student, the teacher's forward in every step, the
 loss and both accuracies read after each. Of ikdlib it uses the networks alone: no loader, trainer or loss.
+On a GPU cuDNN looks for its fastest algorithms, as published code lets it, and convolutions are TF32, torch's
+default.
 A round trains on as many images as were asked for; `compare.py` starts this program and says when.
 """
 
@@ -74,6 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="This DataLoader will create")  # 8 on 2 cores is on purpose
     torch.set_num_threads(options.threads)
+    torch.backends.cudnn.benchmark = True
     device, (teacher_name, student_name) = torch.device(options.device), options.pair.split("/")
     teacher = models.build(teacher_name, options.classes).to(device).eval()
     student = models.build(student_name, options.classes).to(device).train()

@@ -91,6 +91,18 @@ def test_kernels_are_named(where):
     assert "aten::convolution_backward" in names[:2]
 
 
+def test_kernels_whose_names_begin_alike_are_one_bar(where):
+    """As CUDA's do: "void at::native::vectorized_elementwise_kernel<4, at::native::..."."""
+    begin = "void at::native::vectorized_elementwise_kernel<4, at::native::"
+    rows = [
+        ("a", "kernel", f"{begin}{what}", 1.0, percent) for what, percent in (("add", 30.0), ("relu", 20.0))
+    ]
+    rows.append(("a", "kernel", "gemm", 1.0, 50.0))
+    table = pd.DataFrame(rows, columns=["student", "kind", "name", "ms", "percent"])
+    bars = where.chart(table, "a machine").axes[0].containers
+    assert [bar[0].get_width() for bar in bars] == [50.0, 50.0]
+
+
 # On paper
 
 

@@ -18,15 +18,14 @@ from ikdlib.data.views import Views
 from ikdlib.methods.base import Method
 from ikdlib.models import CifarModel, Outputs
 from ikdlib.spec import Recipe
-from ikdlib.training.evaluate import autocast
+from ikdlib.training.evaluate import autocast, exact_fp32
 
 
 def set_switches(deterministic: bool) -> None:
     """torch's switches for this process: repeatable to the bit, or the fastest algorithms; fp32 is fp32."""
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
-    torch.backends.cudnn.allow_tf32 = False  # torch's default rounds convolutions' inputs to 10 bits
-    torch.set_float32_matmul_precision("highest")
+    exact_fp32()
 
 
 def student_weights(spec_student: str, num_classes: int, seed: int) -> CifarModel:

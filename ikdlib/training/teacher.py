@@ -26,7 +26,7 @@ from ikdlib.errors import IkdError
 from ikdlib.models import CifarModel
 from ikdlib.training import checkpoint
 from ikdlib.training.compiled import Compiled
-from ikdlib.training.evaluate import autocast, evaluate
+from ikdlib.training.evaluate import autocast, evaluate, exact_fp32
 
 ROOM_TO_SPARE = 1 << 30
 """Bytes of disk a slab never takes: the last GiB belongs to the results."""
@@ -48,6 +48,7 @@ class Teacher:
     """
 
     def __init__(self, model: CifarModel, sha256: str, precision: str, device: torch.device):
+        exact_fp32()  # whoever asks it, a notebook's kernel too, gets the logits that a training keeps
         self.model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.sha256 = sha256
         self.precision = precision

@@ -142,6 +142,7 @@ def test_a_gpu_without_a_number_is_the_one_its_tensors_are_on(asked):
         assert [b.images.device.type for b in made.batches(epoch)] == ["cuda"] * 3
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_sees_the_same_epoch():
     here = loader()
@@ -242,6 +243,7 @@ def test_images_that_fit_are_taken_from_where_they_lie(monkeypatch):
             assert devices == {torch.device("cuda:0")}
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_without_room_sees_the_same_epoch(monkeypatch):
     def refuse(image_set, device):

@@ -105,6 +105,7 @@ def test_apply_leaves_its_input_alone():
     assert torch.equal(images, before)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_shows_the_same_bits():
     shown = Views(4, 32, 32, MEAN, STD)

@@ -65,8 +65,8 @@ class Tiny:
         teacher = None if spec.teacher is None else self.teacher()
         run = Run(root, spec)
         run.begin()
-        data = more.pop("data", self.data)
-        return Trainer(run, data, teacher, torch.device("cpu"), slabs, **more)
+        data, device = more.pop("data", self.data), more.pop("device", torch.device("cpu"))
+        return Trainer(run, data, teacher, device, slabs, **more)
 
     def train(self, root: Path, spec: RunSpec, slabs: Path | None = None, **more: Any) -> Trainer:
         """A trainer that has trained to the end."""
@@ -74,9 +74,9 @@ class Tiny:
         trainer.train()
         return trainer
 
-    def train_until(self, root: Path, spec: RunSpec, epoch: int, step: int) -> Trainer:
+    def train_until(self, root: Path, spec: RunSpec, epoch: int, step: int, **more: Any) -> Trainer:
         """A trainer that was stopped after ``step`` steps of an epoch, with its checkpoint written."""
-        trainer = self.trainer(root, spec)
+        trainer = self.trainer(root, spec, **more)
         return self.interrupt(trainer, lambda: (trainer.epoch, trainer.step) == (epoch, step))
 
     def interrupt(self, trainer: Trainer, stop: Callable[[], bool]) -> Trainer:

@@ -26,6 +26,7 @@ from ikdlib.models import CifarModel, build
 from ikdlib.training import checkpoint, trainer
 from ikdlib.training.evaluate import evaluate
 from ikdlib.training.job import Job, execute
+from ikdlib.training.teacher import Teacher
 
 # The reference: plain torch, one thing after the other
 
@@ -249,6 +250,24 @@ def test_fp32_is_not_tf32(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     tiny.trainer(tmp_path, tiny.spec("ce"))
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("who", ["a teacher", "an evaluation"])
+def test_fp32_is_not_tf32_either_where_nothing_is_trained(tiny, monkeypatch, who):
+    """Class means and test logits are made in kernels that train nothing, and are kept for those that do."""
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.set_float32_matmul_precision("high")
+    try:
+        if who == "a teacher":
+            Teacher(tiny.teacher(), "0" * 64, "fp32", torch.device("cpu"))
+        else:
+            shown = Views(tiny.data.padding, 8, 8, tiny.data.mean, tiny.data.std)
+            evaluate(tiny.teacher(), Loader(tiny.data.train, shown, 16, 0, "cpu"), tiny.data.test)
+        assert not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_provenance_names_neither_host_nor_folder(tiny, tmp_path):

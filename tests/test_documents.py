@@ -14,6 +14,7 @@ import yaml
 from scipy import stats
 
 from ikdlib import __version__, runs
+from ikdlib.studies.variants import variant_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -149,7 +150,7 @@ def scores(pair: str, method: str, epochs: int, precision: str) -> dict[str, dic
     chosen: dict[str, dict[int, float]] = {"last": {}, "best": {}}
     for run in runs.find(ROOT / "results/short/runs"):
         spec, recipe = run.spec, run.spec.recipe
-        if (spec.student, str(spec.method), recipe.epochs, recipe.precision, spec.holdout) != (
+        if (spec.student, variant_of(spec).label, recipe.epochs, recipe.precision, spec.holdout) != (
             student, method, epochs, precision, 0
         ) or spec.teacher not in (None, teacher):  # fmt: skip
             continue

@@ -156,7 +156,7 @@ def _equivalence(options: argparse.Namespace) -> int:
     rows = reporting.table(*equivalence.runs(settings))
     sentence = reporting.verdict(rows, len(equivalence.SEEDS), equivalence.MARGIN)
     path = Path(settings.results) / "short" / "tables" / "equivalence-bf16"
-    reporting.write(rows, sentence, path)
+    reporting.write(rows, sentence, equivalence.CAPTION, path)
     print(f"{sentence}\n{path}.csv, .md")
     return 0
 

@@ -44,8 +44,8 @@ def verdict(rows: pd.DataFrame, planned: int, margin: float) -> str:
     return f"{words}: {'equivalent' if inside else 'not equivalent'} within +-{margin} points"
 
 
-def write(rows: pd.DataFrame, sentence: str, path: Path) -> None:
-    """``<path>.csv`` and ``<path>.md``, made from the run folders alone."""
+def write(rows: pd.DataFrame, sentence: str, what: str, path: Path) -> None:
+    """``<path>.csv`` and ``<path>.md``, made from the run folders alone; ``what`` says what was trained."""
     files.write_text(path.with_suffix(".csv"), rows.to_csv(index=False))
     shown = rows.drop(columns="runs").to_markdown(index=False, floatfmt=("g", ".2f", ".2f", "+.2f"))
-    files.write_text(path.with_suffix(".md"), f"{sentence}.\n\n{shown}\n")
+    files.write_text(path.with_suffix(".md"), f"{sentence}.\n\n{what}.\n\n{shown}\n")

@@ -28,7 +28,7 @@ def style(method: str) -> dict[str, Any]:
 
 
 def training_curves(cells: Iterable[Any], title: str) -> tuple[Figure, pd.DataFrame]:
-    """Test top-1 against the epoch, the mean over a cell's seeds; and the rows behind it."""
+    """Test top-1 against the epoch, the mean over a cell's n seeds; and the rows behind it."""
     import matplotlib.pyplot as plt
 
     rows = []
@@ -43,7 +43,8 @@ def training_curves(cells: Iterable[Any], title: str) -> tuple[Figure, pd.DataFr
     for axis, pair in zip(axes[0], pairs, strict=True):
         for method, part in data[data["pair"] == pair].groupby("method", sort=False):
             curve = part.groupby("epoch")["test_top1"].mean()
-            axis.plot(curve.index, curve.values, label=method, **style(str(method)))
+            label = f"{method} (n={part['seed'].nunique()})"
+            axis.plot(curve.index, curve.values, label=label, **style(str(method)))
         axis.set(title=pair, xlabel="epoch", ylabel="test top-1 (%)")
         axis.grid(alpha=0.3)
         if len(data):
@@ -54,9 +55,12 @@ def training_curves(cells: Iterable[Any], title: str) -> tuple[Figure, pd.DataFr
 
 
 def class_means_heatmap(
-    means: np.ndarray, classes: Sequence[str], temperature: float = 1.0
+    means: np.ndarray, classes: Sequence[str], temperature: float = 1.0, title: str = "the teacher"
 ) -> tuple[Figure, pd.DataFrame]:
-    """softmax(mean / T), a row a class: what the IKD term pulls each class towards. ``means`` [C, C]."""
+    """softmax(mean / T), a row a class: what the IKD term pulls each class towards. ``means`` [C, C].
+
+    ``title``: whose means they are.
+    """
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
 
@@ -70,14 +74,18 @@ def class_means_heatmap(
     axis.set_xticks(places, [str(classes[i]) for i in places], rotation=90, fontsize=7, family="monospace")
     axis.set_yticks(places, [str(classes[i]) for i in places], fontsize=7, family="monospace")
     axis.set(xlabel="class the teacher answers", ylabel="class of the images")
-    axis.set_title(f"class means of the teacher, softmax at T = {temperature:g}")
+    own = np.diag(probability).mean()
+    axis.set_title(
+        f"class means of {title}, softmax at T = {temperature:g}\non average {own:.3f} on the class itself",
+        fontsize=10,
+    )
     figure.colorbar(image, label="probability (log scale)")
     figure.tight_layout()
     return figure, pd.DataFrame(probability, index=list(classes), columns=list(classes))
 
 
 def accuracy_dots(table: pd.DataFrame, primary: str, title: str) -> Figure:
-    """Test top-1 of each cell as a dot, a panel a pair; the line is one standard deviation over seeds.
+    """Test top-1 of each cell as a dot, a panel a pair; the bar is one standard deviation over its n seeds.
 
     Dots and not bars: a bar has to begin at zero, and the differences are a hundredth of that.
     """
@@ -105,10 +113,11 @@ def accuracy_dots(table: pd.DataFrame, primary: str, title: str) -> Figure:
                 f"{value:.1f}", (value, place), ha="center", va="bottom", fontsize=8, xytext=(0, 4),
                 textcoords="offset points",
             )  # fmt: skip
-        axis.set_yticks(range(len(rows)), list(rows["method"]), fontsize=9)
+        names = [f"{row.method} (n={row.n})" for row in rows.itertuples()]
+        axis.set_yticks(range(len(rows)), names, fontsize=9)
         axis.set_ylim(len(rows) - 0.4, -0.8)
         axis.margins(x=0.15)
-        axis.set(title=pair, xlabel=f"test top-1 (%), {primary} epoch")
+        axis.set(title=pair, xlabel=f"test top-1 (%), {primary} epoch; bar: ± 1 SD")
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)

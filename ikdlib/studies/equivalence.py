@@ -17,6 +17,10 @@ PAIR, METHOD, EPOCHS = "resnet8/resnet8", "dkd+ikd", 8
 SEEDS = tuple(range(1, 17))
 MARGIN = 0.5
 """Points of top-1 accuracy."""
+CAPTION = (
+    f"Top-1 accuracy (%) in the last epoch of {METHOD} on {PAIR}, {EPOCHS} epochs of CIFAR-100, fp32 and "
+    "bf16 from the same seeds. No other network, method or length was compared, and no difference of methods"
+)
 
 
 class _Arm(Study):

@@ -63,6 +63,8 @@ def cpu_list() -> list[Item]:
         _methods(small, "1,2,3", "nkd", "nkd+ikd", "wttm", "wttm+ikd"),
         Item(f"{small}, one-hot and permuted targets (notebook 32)", small, controls, "1,2,3"),
         Item(f"{small}, lambda of dkd+ikd (notebook 31)", small, ablations.weights("dkd+ikd"), "1", True),
+        # Two seeds decide next to nothing, and on a first look the term did not help this pair.
+        Item(f"{larger}, as many seeds as {small}", larger, [Variant(m) for m in ("ce", *FOUR)], "1,2,3,4,5"),
     ]
 
 

@@ -47,9 +47,9 @@ def lines_of(figure) -> dict[str, np.ndarray]:
 def test_curves_are_means_over_finished_runs(cells):
     figure, data = figures.training_curves(cells, "a title")
     drawn = lines_of(figure)
-    assert set(drawn) == {"kd", "kd+ikd"}
-    np.testing.assert_allclose(drawn["kd"], [(35 + 36) / 2, (71 + 73) / 2, (70 + 72) / 2])
-    np.testing.assert_allclose(drawn["kd+ikd"], [35.5, 72, 71])
+    assert set(drawn) == {"kd (n=2)", "kd+ikd (n=1)"}
+    np.testing.assert_allclose(drawn["kd (n=2)"], [(35 + 36) / 2, (71 + 73) / 2, (70 + 72) / 2])
+    np.testing.assert_allclose(drawn["kd+ikd (n=1)"], [35.5, 72, 71])
     assert len(data) == 9 and set(data) == {"epoch", "test_top1", "pair", "method", "seed"}
 
 
@@ -63,7 +63,7 @@ def test_dots_show_what_is_finished(cells):
     (axis,) = figures.accuracy_dots(table_of(cells), "last", "a title").axes
     dots = [container.lines[0] for container in axis.containers]
     assert [dot.get_xdata()[0] for dot in dots] == [71.0, 71.0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["kd", "kd+ikd"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["kd (n=2)", "kd+ikd (n=1)"]
     (spread,) = [line for line in dots[0].axes.collections]  # one seed has none
     (segment,) = spread.get_segments()
     np.testing.assert_allclose(segment[:, 0], [71 - np.sqrt(2), 71 + np.sqrt(2)])
@@ -93,6 +93,8 @@ def test_heatmap_is_a_softmax_of_each_row():
     np.testing.assert_allclose(data.sum(axis=1), 1)
     assert np.isfinite(data.to_numpy()).all()
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), data.to_numpy())
+    own = (e / (e + 2) + 1 + 0) / 3  # of the third row all lies elsewhere
+    assert f"on average {own:.3f} on the class itself" in figure.axes[0].get_title()
 
 
 def test_a_method_keeps_its_colour_and_ikd_is_solid():

@@ -275,14 +275,15 @@ def test_five_in_a_hundred_studies_are_wrong_at_the_margin(truth):
 
 def test_what_is_written_reads_back(tmp_path):
     fp32, bf16 = draws(4, 0.1, 0.2)
-    reporting.write(rows(fp32, bf16), "A sentence", tmp_path / "tables" / "equivalence-bf16")
+    path = tmp_path / "tables" / "equivalence-bf16"
+    reporting.write(rows(fp32, bf16), "A sentence", "What was trained", path)
     lines = (tmp_path / "tables" / "equivalence-bf16.csv").read_text().splitlines()
     assert lines[0] == "seed,fp32,bf16,difference,runs" and len(lines) == 5
     read = [[float(cell) for cell in line.split(",")[1:4]] for line in lines[1:]]
     assert read == [[a, b, b - a] for a, b in zip(fp32, bf16, strict=True)], "to the bit"
     text = (tmp_path / "tables" / "equivalence-bf16.md").read_text()
-    assert text.startswith("A sentence.\n\n")
-    first = [float(cell) for cell in text.splitlines()[4].strip("|").split("|")]
+    assert text.startswith("A sentence.\n\nWhat was trained.\n\n")
+    first = [float(cell) for cell in text.splitlines()[6].strip("|").split("|")]
     assert first == pytest.approx([1, fp32[0], bf16[0], bf16[0] - fp32[0]], abs=0.0051)
 
 

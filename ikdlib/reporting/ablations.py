@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ikdlib.reporting.collect import by_seed
-from ikdlib.reporting.statistics import Difference, corrected, paired_difference
+from ikdlib.reporting.statistics import Difference, judged_together, paired_difference
 from ikdlib.reporting.tables import NOT_RUN
 from ikdlib.runs import Run
 from ikdlib.spec import RunSpec
@@ -126,7 +126,7 @@ def optimum(
     }
     if not differences:
         return None
-    judged = dict(zip(differences, corrected(list(differences.values())), strict=True))
+    judged = judged_together(differences)
     if len(differences) == len(others) and all(d.verdict == "supported" for d in differences.values()):
         verdict = "supported"
     elif any(d.verdict == "contradicted" for d in judged.values()):
@@ -158,7 +158,7 @@ def against(cells: Iterable[Any], questions: Mapping[tuple[str, str], str], prim
                 found[len(rows)] = d
             name = f"{pair}: {method} minus {other}"
             rows.append({"pair": pair, "method": method, "other": other, "name": name, "question": question})
-    judged = dict(zip(found, corrected(list(found.values())), strict=True))
+    judged = judged_together(found)
     columns = ["pair", "method", "other", "name", "question", *_columns(None)]
     every = [{**row, **_columns(judged.get(place))} for place, row in enumerate(rows)]
     return pd.DataFrame(every, columns=columns)
@@ -178,7 +178,7 @@ def gains(found: pd.DataFrame, measure: str) -> pd.DataFrame:
                 for value in values
             }
             both = {value: d for value, d in both.items() if d is not None}
-            for value, d in zip(both, corrected(list(both.values())), strict=True):
+            for value, d in judged_together(both).items():
                 rows.append({"pair": pair, "series": series, "value": value, **_columns(d)})
     return pd.DataFrame(rows, columns=["pair", "series", "value", *_columns(None)])
 

@@ -17,8 +17,8 @@ from ikdlib.errors import IkdError
 from ikdlib.reporting import ablations, behaviour
 from ikdlib.reporting.ablations import Finding
 from ikdlib.reporting.collect import Table
-from ikdlib.reporting.statistics import corrected, paired_difference, pooled_difference
-from ikdlib.reporting.tables import NOT_RUN, by_pair, difference_of, pooled
+from ikdlib.reporting.statistics import judged_together, paired_difference, pooled_difference
+from ikdlib.reporting.tables import NOT_RUN, difference_of, pooled_and_single
 from ikdlib.runs import Run
 from ikdlib.studies.grids import BEST, TEMPERATURES, WEIGHTS
 
@@ -42,10 +42,8 @@ def raises_accuracy(data: str, base: str) -> Callable[[Table], Iterator[Finding]
     def judge(table: Table) -> Iterator[Finding]:
         if table.data != data and not (data == "cifar100" and table.data in DEMO):
             return
-        over, single = (make(table.cells, table.primary) for make in (pooled, by_pair))
-        over, single = (rows[rows["method"] == base] for rows in (over, single))
-        # Of one pair, that is the same.
-        for row in (pd.concat([over, single]) if len(single) > 1 else over).to_dict("records"):
+        rows = pooled_and_single(table.cells, table.primary)
+        for row in rows[rows["method"] == base].to_dict("records"):
             yield Finding(f"{row['over']}, top-1 points", difference_of(row), row["verdict"])
 
     return judge
@@ -102,7 +100,7 @@ def from_logits(
                 several[f"{len(both)} pairs, {order}, {unit}"] = pooled_difference(both.values())
         judged = {}
         for family in (several, single):
-            judged |= dict(zip(family, corrected(list(family.values())), strict=True))
+            judged |= judged_together(family)
         for words, d in judged.items():
             # A study keeps the logits of its lowest seed alone: more seeds will not tell more of this.
             by_design = " (of one seed, by design)" if d.n == d.pairs else ""

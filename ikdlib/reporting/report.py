@@ -12,7 +12,7 @@ import pandas as pd
 from ikdlib.errors import IkdError
 from ikdlib.reporting import ablations, behaviour, kept
 from ikdlib.reporting.collect import TEACHER, Cell, Table, folders, roots
-from ikdlib.reporting.tables import NAMED, NOT_RUN, by_pair, difference_of, pooled
+from ikdlib.reporting.tables import NAMED, NOT_RUN, difference_of, pooled_and_single
 from ikdlib.runs import Run
 from ikdlib.studies import protocol
 from ikdlib.studies.grids import questions
@@ -79,12 +79,10 @@ def headline(tables: Iterable[Table]) -> pd.DataFrame:
     """
     rows = []
     for table in tables:
-        gains, single = pooled(table.cells, table.primary), by_pair(table.cells, table.primary)
+        gains = pooled_and_single(table.cells, table.primary, most=NAMED)
         for row in gains[gains["method"] != "ce"].to_dict("records"):
-            own = single[single["method"] == row["method"]].to_dict("records")
-            for shown in [row, *(own if 1 < len(own) <= NAMED else ())]:
-                name = f"{row['method']}+ikd minus {row['method']}, {shown['over']}\n{table.title}"
-                rows.append({"name": name, **shown, "reason": difference_of(shown).reason})
+            name = f"{row['method']}+ikd minus {row['method']}, {row['over']}\n{table.title}"
+            rows.append({"name": name, **row, "reason": difference_of(row).reason})
     columns = ("name", "method", "gain", "gain_low", "gain_high", "gain_n", "verdict", "reason")
     return pd.DataFrame(rows, columns=list(columns))
 

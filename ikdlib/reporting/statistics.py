@@ -6,8 +6,11 @@ import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
+
+Key = TypeVar("Key")
 
 POWER = 0.8
 """The share of experiments that should find an effect of the size that was seen."""
@@ -152,6 +155,11 @@ def corrected(differences: Sequence[Difference]) -> list[Difference]:
     for place, p in zip(tested, holm(list(tested.values())), strict=True):
         result[place] = replace(differences[place], holm=p)
     return result
+
+
+def judged_together(found: Mapping[Key, Difference]) -> dict[Key, Difference]:
+    """`corrected` of differences that have names."""
+    return dict(zip(found, corrected(list(found.values())), strict=True))
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -13,7 +13,7 @@ from ikdlib import files
 from ikdlib.reporting.collect import by_seed
 from ikdlib.reporting.statistics import (
     Difference,
-    corrected,
+    judged_together,
     mean_and_std,
     paired_difference,
     pooled_difference,
@@ -90,7 +90,7 @@ def _judged(found: Mapping[int, Difference], labels: Sequence[str]) -> dict[int,
     judged: dict[int, Difference] = {}
     for changed in (False, True):
         family = {place: d for place, d in found.items() if ("," in labels[place]) == changed}
-        judged |= dict(zip(family, corrected(list(family.values())), strict=True))
+        judged |= judged_together(family)
     return judged
 
 
@@ -105,19 +105,28 @@ def pooled(cells: Iterable[Any], primary: str) -> pd.DataFrame:
     p, p_holm, verdict, seeds_needed, split.
     """
     single, scores = _single(cells, primary)
-    one, several = {}, {}
+    pairs_of = {}
     for base in dict.fromkeys(base for base, _ in single):
-        own = {pair: d for (name, pair), d in single.items() if name == base}
-        pairs = tuple(pair for pair, d in own.items() if d.n > 1) or tuple(own)
-        if len(pairs) == 1:
-            one[base, pairs] = own[pairs[0]]
-        elif base != "ce":
-            both = [(scores[pair, f"{base}+ikd"], scores[pair, base]) for pair in pairs]
-            several[base, pairs] = pooled_difference(both)
-    several = dict(zip(several, corrected(list(several.values())), strict=True))
-    order = {base: place for place, (base, _) in enumerate(single)}
-    found = sorted((one | several).items(), key=lambda item: order[item[0][0]])
-    return pd.DataFrame([_row(base, pairs, d) for (base, pairs), d in found], columns=list(POOLED))
+        own = {pair: d.n for (name, pair), d in single.items() if name == base}
+        pairs_of[base] = tuple(pair for pair, n in own.items() if n > 1) or tuple(own)
+    several = judged_together({
+        base: pooled_difference([(scores[pair, f"{base}+ikd"], scores[pair, base]) for pair in pairs])
+        for base, pairs in pairs_of.items() if len(pairs) > 1 and base != "ce"
+    })  # fmt: skip
+    one = {base: single[base, pairs[0]] for base, pairs in pairs_of.items() if len(pairs) == 1}
+    found = one | several
+    rows = [_row(base, pairs, found[base]) for base, pairs in pairs_of.items() if base in found]
+    return pd.DataFrame(rows, columns=list(POOLED))
+
+
+def pooled_and_single(cells: Iterable[Any], primary: str, most: int | None = None) -> pd.DataFrame:
+    """Each row of `pooled`, then those of its pairs where there are several, but not more than ``most``."""
+    cells = list(cells)
+    single, rows = by_pair(cells, primary).to_dict("records"), []
+    for row in pooled(cells, primary).to_dict("records"):
+        own = [one for one in single if one["method"] == row["method"]]
+        rows += [row, *own] if 1 < len(own) <= (most or len(own)) else [row]
+    return pd.DataFrame(rows, columns=list(POOLED))
 
 
 def by_pair(cells: Iterable[Any], primary: str) -> pd.DataFrame:
@@ -147,7 +156,7 @@ def _single(
             sides = scores.get((pair, f"{base}+ikd"), {}), scores.get((pair, base), {})
             if (difference := paired_difference(*sides)) is not None:
                 found[base, pair] = difference
-    return dict(zip(found, corrected(list(found.values())), strict=True)), scores
+    return judged_together(found), scores
 
 
 def _row(base: str, pairs: Sequence[str], found: Difference) -> dict[str, Any]:

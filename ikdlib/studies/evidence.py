@@ -129,7 +129,12 @@ class Part(Study):
         if self._ordered is None or any(map(waits, self._ordered)):  # else they stay what they are
             # Of a seed, a study has the run first that computes the teacher's logits.
             found = sorted(self.student_jobs(), key=lambda job: job.spec.seed)
-            self._ordered = [job.updated(threads=self.threads) for job in found]
+            # A hyper-parameter's points are read from their histories: no test logits, 2 MB a point.
+            kept = [job.keep_logits and not self.item.apart for job in found]
+            self._ordered = [
+                job.updated(threads=self.threads, keep_logits=keep)
+                for job, keep in zip(found, kept, strict=True)
+            ]
         return self._ordered
 
     def keep_if_finished(self) -> None:

@@ -32,10 +32,22 @@ CHOSEN = --profile "$(PROFILE)" --pairs "$(PAIRS)" --methods "$(METHODS)" --seed
 	--teachers "$(TEACHERS)" --device "$(DEVICE)" --results "$(RESULTS)" --jobs "$(JOBS)"
 WHERE = --scheduler "$(SCHEDULER)" $(if $(filter-out 0,$(WATCH)),--watch) $(if $(filter-out 0,$(DRY)),--dry)
 
-# Where they mean nothing, these would start a training instead of showing one.
-ifneq ($(WATCH)$(SCHEDULER),)
-$(foreach goal,$(filter demo equivalence evidence,$(MAKECMDGOALS)),$(error $(goal) takes neither WATCH nor SCHEDULER))
-endif
+# What a target does not take would be passed over in silence, and DRY=1 would start what it should show.
+WHOLE := PROFILE PAIRS METHODS SEEDS EPOCHS PRECISION PROTOCOL DATA TEACHERS DEVICE RESULTS JOBS DRY SCHEDULER WATCH
+takes_demo := RESULTS
+takes_reproduce-cifar := $(WHOLE)
+takes_teachers := $(WHOLE)
+takes_ablations := $(WHOLE) ONLY HOLDOUT
+takes_sweep := NB GRID NAME DATA TEACHERS DEVICE RESULTS JOBS DRY SCHEDULER WATCH
+takes_bench := PAIRS DEVICE RESULTS
+takes_equivalence := DATA DEVICE RESULTS JOBS DRY
+takes_evidence := TEACHERS DATA DEVICE RESULTS JOBS FIRST DRY
+SHOW := DRY WATCH SCHEDULER
+REST := $(filter-out $(SHOW),$(takes_ablations) $(takes_sweep) FIRST)
+GIVEN := $(foreach name,$(SHOW),$(if $(filter-out 0,$($(name))),$(name))) \
+	$(foreach name,$(REST),$(if $(filter command,$(origin $(name))),$(if $($(name)),$(name))))
+$(foreach goal,$(MAKECMDGOALS),$(if $(takes_$(goal)),$(foreach name,$(filter-out $(takes_$(goal)),$(GIVEN)),$(error \
+	make $(goal) takes no $(name), only $(takes_$(goal))))))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo reproduce-cifar teachers ablations sweep report data lab test test-all bench equivalence evidence lint clean

@@ -55,10 +55,15 @@ def ikdlib_commands(lines: list[str]) -> list[list[str]]:
     return [[word for word in words if word != "..."] for words in found]
 
 
+def would_print(*given: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """`make -n`; no variable is set but those given, on its line or in its environment."""
+    plain = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | (env or {})
+    return subprocess.run(["make", "-n", *given], cwd=ROOT, capture_output=True, text=True, env=plain)
+
+
 def make_would(*given: str) -> list[list[str]]:
-    """The arguments of each `-m ikdlib` that make would run; no variable is set but those given."""
-    plain = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    told = subprocess.run(["make", "-n", *given], cwd=ROOT, capture_output=True, text=True, env=plain)
+    """The arguments of each `-m ikdlib` that make would run."""
+    told = would_print(*given)
     assert told.returncode == 0, told.stderr
     return ikdlib_commands(told.stdout.replace("\\\n", " ").splitlines())
 
@@ -124,11 +129,51 @@ def targets() -> list[str]:
 
 @pytest.mark.parametrize("target", targets())
 def test_every_target_gives_arguments_that_parse_and_a_line_of_help(target):
-    for arguments in make_would(target) + make_would(target, "DRY=1"):
+    dry = [] if target in ("demo", "bench") else make_would(target, "DRY=1")
+    for arguments in make_would(target) + dry:
         check_arguments(arguments)
     told = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert re.search(rf"^  make {target} +\w", told, re.MULTILINE)
     assert target in re.search(r"^\.PHONY:(.*)$", MAKEFILE, re.MULTILINE)[1].split()
+
+
+TRAINING = ("demo", "reproduce-cifar", "teachers", "ablations", "sweep", "bench", "equivalence", "evidence")
+
+
+@pytest.mark.parametrize("target", TRAINING)
+def test_make_refuses_what_a_target_that_trains_would_pass_over(target):
+    """Every variable that make reads: either the commands change with it, or it is an error."""
+    names = set(re.findall(r"\$\((?:or \$\()?([A-Z]+)\)", MAKEFILE)) | {"DRY", "WATCH"}
+    names -= {
+        "SHELL",
+        "PYTHON",
+        "VENV",
+        "RUN",
+        "MAKECMDGOALS",
+        "CHOSEN",
+        "WHERE",
+        "WHOLE",
+        "SHOW",
+        "REST",
+        "GIVEN",
+    }
+    assert {"PAIRS", "SEEDS", "FIRST", "GRID", "DRY", "WATCH", "SCHEDULER"} <= names
+    usual, taken = would_print(target).stdout, set()
+    for name in names:
+        told = would_print(target, f"{name}=77")
+        if told.returncode:
+            assert f"make {target} takes no {name}, only " in told.stderr
+        else:
+            assert told.stdout != usual, f"make {target} passes over {name}"
+            taken.add(name)
+    assert "RESULTS" in taken and ("DRY" in taken) == (target not in ("demo", "bench"))
+
+
+def test_make_goes_on_with_what_changes_nothing():
+    usual = would_print("demo").stdout
+    assert would_print("demo", "PAIRS=", "DRY=0").stdout == usual
+    assert would_print("demo", env={"PAIRS": "a/b", "NAME": "mine"}).stdout == usual, "of the shell"
+    assert would_print("demo", env={"DRY": "1"}).returncode, "but it would train what was to be shown"
 
 
 def test_make_hands_on_what_it_is_given():

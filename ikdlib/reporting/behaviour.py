@@ -31,7 +31,7 @@ MEASURES = {
     "negative log likelihood": ("nats", ""),
     "taken for a class of its own group": ("% of images", "lower"),
     "taken for a class outside of it": ("% of images", ""),
-    "errors that stay in the group": ("% of errors", ""),
+    "errors that stay in the group": ("% of errors", "lower"),
     "spread of predictions within a class": ("%", "lower"),
     "KL of predictions to their class's mean": ("nats", "lower"),
     "variance of the logits within classes": ("% of all", "lower"),

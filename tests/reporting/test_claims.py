@@ -41,12 +41,14 @@ def curve_runs(folders, setting, method, best, values, gap=1.0, holdout=50, reco
     return made
 
 
-def test_without_runs_every_claim_has_a_row_that_says_not_run():
+def test_without_runs_every_claim_has_a_row_that_says_so():
     rows = claims.page([])
-    assert len(rows) == 21 and set(rows["verdict"]) == {"not run"} and rows["sentence"].is_unique
+    assert len(rows) == 21 and rows["sentence"].is_unique
+    assert list(rows["verdict"]) == ["not run"] * 19 + ["not studied"] * 2
     assert rows["claim"].value_counts().to_dict() == {"1": 12, "2": 3, "3": 4, "4": 2}
     lines = claims.readable(rows).splitlines()
     assert len(lines) == 21 and lines[0] == f"- **1. {ON_CIFAR}** *not run*"
+    assert lines[-1].endswith("class means over an epoch do not.** *not studied*")
 
 
 def test_only_the_asked_claims():
@@ -130,7 +132,7 @@ def test_drawn_characters_decide_nothing_whatever_was_measured(folders, treated)
     (row,) = said(found, ON_CIFAR).to_dict("records")
     assert row["verdict"] == "demo" and row["n"] == len(treated) and row["table"].startswith("glyphs100")
     assert pd.isna(row["seeds_needed"]) and "seeds would tell" not in claims.readable(page(found))
-    assert set(page(found)["verdict"]) == {"demo", "not run"}
+    assert set(page(found)["verdict"]) == {"demo", "not run", "not studied"}
 
 
 def test_drawn_characters_decide_nothing_of_a_curve_and_stand_beside_what_does(folders):
@@ -146,7 +148,7 @@ def test_the_order_of_runs_changes_nothing(folders):
     found += curve_runs(folders, T, "dkd+ikd", 1.0, (0.5, 1.0, 2.0), gap=-1.0)
     found += [folders.unfinished("dkd", 1, holdout=50), folders.finished("ce", 1, 60.0)]
     expected = page(found)
-    assert set(expected["verdict"]) == {"supported", "contradicted", "not run"}
+    assert set(expected["verdict"]) == {"supported", "contradicted", "not run", "not studied"}
     for seed in range(3):
         pd.testing.assert_frame_equal(page(random.Random(seed).sample(found, len(found))), expected)
 

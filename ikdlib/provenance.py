@@ -16,6 +16,42 @@ from ikdlib import __version__
 LIBRARIES = ("torch", "torchvision", "numpy", "pandas", "pydantic", "safetensors")
 
 
+class Origin:
+    """Where a run began and where it went on; taken as a process starts, since a checkout moves on meanwhile.
+
+    Attributes:
+        process: code, libraries and machine of the process that began the run.
+        resumed_at: epoch and step of each resumption, with whatever of ``process`` was no longer the same.
+    """
+
+    def __init__(self, device: torch.device):
+        self.process = {"git": git_state(), "versions": versions(), "machine": machine(device)}
+        self.resumed_at: list[dict[str, Any]] = []
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"process": self.process, "resumed_at": self.resumed_at}
+
+    def resume(self, facts: dict[str, Any], epoch: int, step: int) -> None:
+        """Go on from a checkpoint, on a CPU with the number of threads that the run began with.
+
+        How many threads share a sum over a batch changes its last bits.
+        """
+        # A checkpoint of an earlier version does not say where it began: taken to be where it goes on.
+        now, self.process = self.process, facts.get("process", self.process)
+        if now["machine"]["device"] == "cpu":
+            torch.set_num_threads(min(self.process["machine"]["threads"], usable_cores()))
+            now["machine"]["threads"] = torch.get_num_threads()
+        changed = {name: found for name, found in now.items() if found != self.process[name]}
+        self.resumed_at = [*facts.get("resumed_at", []), {"epoch": epoch, "step": step, **changed}]
+
+
+def usable_cores() -> int:
+    """Those this process may use: of a Slurm job or a container fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def git_state() -> dict[str, Any]:
     """Commit of the checkout this package runs from, and whether its code is as committed.
 

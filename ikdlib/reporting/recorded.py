@@ -190,11 +190,17 @@ def randomness(facts: Sequence[Facts]) -> str:
         return NO_RUN
     seeds = ", ".join(str(seed) for seed in sorted({fact.spec.seed for fact in facts}))
     strict = sum(fact.spec.deterministic for fact in facts)
-    resumed = tally(_yes(fact.recorded("resumed_at")) for fact in facts)
+    resumed = tally(_resumed(fact.recorded("resumed_at")) for fact in facts)
     return (
         f"seeds: {seeds}; in deterministic mode: {strict} of {number_of_runs(len(facts))};"
         f" stopped and resumed: {resumed}"
     )
+
+
+def _resumed(stops: Any) -> str | None:
+    """A stop names more than its place where the run went on with other code, libraries or machine."""
+    elsewhere = any(isinstance(stop, dict) and stop.keys() - {"epoch", "step"} for stop in stops or ())
+    return "yes, with other code, libraries or machine" if elsewhere else _yes(stops)
 
 
 def _yes(value: Any) -> str | None:

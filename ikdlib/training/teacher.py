@@ -98,6 +98,11 @@ class TeacherLogits:
         self.found = 0
         self._ahead: set[Path] = set()
 
+    @property
+    def tally(self) -> dict[str, int]:
+        """Slabs computed, and slabs found."""
+        return {"computed": self.computed, "found": self.found}
+
     def slab(
         self, loader: Loader, epoch: Epoch, check: Callable[[], None] = lambda: None, last: int = 0
     ) -> Tensor:

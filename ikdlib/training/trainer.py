@@ -94,12 +94,11 @@ class Trainer:
             frozen = Teacher(teacher, self.spec.teacher_sha256, recipe.precision, device)
             dtype = torch.float32 if self.spec.deterministic else torch.float16
             self.teacher_logits = TeacherLogits(frozen, data, dtype, slabs)
-        self.epoch, self.step = 1, 0
+        self.epoch, self.step, self._prepared = 1, 0, False
         self.history: list[dict[str, Any]] = []
         self.test_logits: Tensor | None = None
         self.seconds = {"training": 0.0, "teacher": 0.0, "evaluation": 0.0}
-        self.started_from: list[dict[str, Any]] = []
-        self._prepared = False
+        self.origin = provenance.Origin(device)
         self._resumed_sums: dict[str, Tensor] = {}
 
     def prepare(self) -> None:
@@ -222,12 +221,11 @@ class Trainer:
         self._told = time.monotonic()
         trained = self.seconds["training"] + (self._told - self._clock)
         last = self.history[-1] if self.history else {}
-        progress = {
+        files.write_json(self.run.folder / "progress.json", {
             "pid": os.getpid(), "epoch": self.epoch, "epochs": self.spec.recipe.epochs,
             "step": self.step, "steps": self.loader.steps, "seconds": round(trained, 1),
             "train_loss": last.get("train_loss"), "test_top1": last.get("test_top1"),
-        }  # fmt: skip
-        files.write_json(self.run.folder / "progress.json", progress)
+        })  # fmt: skip
 
     # What a checkpoint holds
 
@@ -235,7 +233,8 @@ class Trainer:
         facts = {
             "format_version": FORMAT_VERSION, "run_id": self.spec.run_id,
             "epoch": self.epoch, "step": self.step, "history": self.history, "seconds": self.seconds,
-            "sums": list(self.train_step.sums),
+            "sums": list(self.train_step.sums), **self.origin.facts,
+            "slabs": self.teacher_logits and self.teacher_logits.tally,
         }  # fmt: skip
         checkpoint.write(self.run.checkpoint, self.train_step.state(), facts)
         self._saved = time.monotonic()
@@ -250,7 +249,9 @@ class Trainer:
         self._resumed_sums = {name: sums[name] for name in facts["sums"]}
         self.epoch, self.step = facts["epoch"], facts["step"]
         self.history, self.seconds = facts["history"], facts["seconds"]
-        self.started_from.append({"epoch": self.epoch, "step": self.step})
+        if slabs := facts.get("slabs"):
+            self.teacher_logits.computed, self.teacher_logits.found = slabs["computed"], slabs["found"]
+        self.origin.resume(facts, self.epoch, self.step)
 
     # What a finished run leaves
 
@@ -283,18 +284,15 @@ class Trainer:
 
     def _provenance(self) -> dict[str, Any]:
         images = len(self.history) * len(self.data.train)
-        teacher = self.teacher_logits
         return {
             "format_version": FORMAT_VERSION,
-            "git": provenance.git_state(),
-            "versions": provenance.versions(),
-            "machine": provenance.machine(self.device),
+            **self.origin.process,
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
             "images_per_second": round(images / max(self.seconds["training"], 1e-9), 1),
             "compiled": isinstance(self.train_step.forward, Compiled) and self.train_step.forward.works,
             "graphs": isinstance(self._do_step, GraphedStep) and self._do_step.captured > 0,
-            "slabs": None if teacher is None else {"computed": teacher.computed, "found": teacher.found},
-            "resumed_at": self.started_from,
+            "slabs": self.teacher_logits and self.teacher_logits.tally,
+            "resumed_at": self.origin.resumed_at,
         }
 
 

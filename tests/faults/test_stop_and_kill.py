@@ -157,7 +157,7 @@ def test_sigint_then_sigterm_then_the_end(place, uninterrupted):
         assert checkpoint.read(place.run.checkpoint)[1]["epoch"] == epoch
     place.finishes()
     assert place.run.result["weights_sha256"] == uninterrupted
-    assert [stop["epoch"] for stop in place.run.provenance["resumed_at"]] == [2]
+    assert [stop["epoch"] for stop in place.run.provenance["resumed_at"]] == [1, 2]
 
 
 def test_kill_9_after_a_checkpoint(place, uninterrupted):

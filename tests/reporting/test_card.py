@@ -106,6 +106,16 @@ def test_runs_that_differ_are_told_apart(folders, project):
     assert said["Randomness"].endswith("stopped and resumed: no (2 runs), yes (1 run)")
 
 
+def test_a_run_that_went_on_with_other_code_is_said(folders, project):
+    same = {"epoch": 3, "step": 5}
+    runs = [
+        recording(folders, seed=1, resumed_at=[same]),
+        recording(folders, seed=2, resumed_at=[same, {**same, "git": {"commit": "b" * 40, "clean": True}}]),
+    ]
+    words = "stopped and resumed: yes (1 run), yes, with other code, libraries or machine (1 run)"
+    assert answers(runs, project)["Randomness"].endswith(words)
+
+
 def test_versions_are_counted_each_by_itself(folders, project):
     other = {"python": "3.11.7", "torch": "2.15.0", "numpy": "2.4.6"}
     runs = [

@@ -26,7 +26,7 @@ def test_a_resumed_training_goes_on_from_graphs_to_the_same_losses(tiny, tmp_pat
     stopped = tiny.train_until(tmp_path / "stopped", spec, *STOPPED, device=GPU)
     assert (stopped.epoch, stopped.step) == STOPPED
     resumed = tiny.train(tmp_path / "stopped", spec, device=GPU)
-    assert resumed.started_from == [{"epoch": STOPPED[0], "step": STOPPED[1]}]
+    assert resumed.origin.resumed_at == [{"epoch": STOPPED[0], "step": STOPPED[1]}]
     one, other = (trainer.run.history["train_loss"] for trainer in (whole, resumed))
     np.testing.assert_allclose(one, other, rtol=1e-3)
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from filelock import FileLock
 
 import ikdlib
-from ikdlib import files
+from ikdlib import files, provenance
 from ikdlib.runs import Run
 from ikdlib.training import checkpoint, teacher
 from ikdlib.training.trainer import Interrupted
@@ -53,7 +54,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny, uninterrupted, tmp_path
         stopped = tiny.train_until(tmp_path, spec, epoch, step)
         assert (stopped.epoch, stopped.step) == (epoch, step)
     last = tiny.train(tmp_path, spec)
-    assert last.started_from == [{"epoch": stops[-1][0], "step": stops[-1][1]}]
+    assert last.origin.resumed_at == [{"epoch": epoch, "step": step} for epoch, step in stops]
     assert tiny.outcome(last.run) == uninterrupted(spec)
     assert not last.run.checkpoint.exists()
 
@@ -82,6 +83,43 @@ def test_a_second_stop_while_the_teacher_is_asked_loses_no_sums(tiny, uninterrup
     tiny.interrupt(again, lambda: True)
     assert (again.epoch, again.step) == (2, 2)
     assert tiny.outcome(tiny.train(tmp_path, spec).run) == uninterrupted(spec)
+
+
+def test_a_resumed_run_has_the_threads_it_began_with(tiny, tmp_path, monkeypatch):
+    """A pool gives the last run of a study all cores; sums over a batch would change their last bits."""
+    monkeypatch.setattr(provenance, "usable_cores", lambda: 2)
+    before, spec = torch.get_num_threads(), tiny.spec("kd")
+    try:
+        torch.set_num_threads(2)
+        tiny.train_until(tmp_path, spec, 2, 1)
+        torch.set_num_threads(1)
+        tiny.train_until(tmp_path, spec, 2, 2)
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr(provenance, "usable_cores", lambda: 1)  # the next machine has no more
+        last = tiny.train(tmp_path, spec)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert last.run.provenance["machine"]["threads"] == 2
+    first, second = last.run.provenance["resumed_at"]
+    assert first == {"epoch": 2, "step": 1}
+    assert second.keys() == {"epoch", "step", "machine"} and second["machine"]["threads"] == 1
+
+
+def test_provenance_is_that_of_the_start_and_names_what_changed_at_a_stop(tiny, tmp_path, monkeypatch):
+    spec = tiny.spec("kd")
+    monkeypatch.setenv("IKDLIB_COMMIT", "a" * 40)
+    trainer = tiny.trainer(tmp_path, spec)
+    monkeypatch.setenv("IKDLIB_COMMIT", "b" * 40)  # a pull, while it trains
+    tiny.interrupt(trainer, lambda: trainer.epoch == 2)
+    monkeypatch.setattr(provenance, "versions", lambda: {"torch": "9.9"})
+    found = tiny.train(tmp_path, spec).run.provenance
+    assert found["git"]["commit"] == "a" * 40 and found["versions"]["torch"] == metadata.version("torch")
+    (stop,) = found["resumed_at"]
+    assert (
+        stop["git"]["commit"] == "b" * 40 and stop["versions"] == {"torch": "9.9"} and "machine" not in stop
+    )
+    assert found["slabs"] == {"computed": tiny.epochs, "found": 0}, "of both processes"
 
 
 def test_the_columns_of_a_resumed_history_stand_in_the_same_order(tiny, tmp_path):
@@ -245,7 +283,7 @@ def test_while_another_run_computes_a_slab_the_next_are_computed(
     trainer.train()
     assert tiny.outcome(trainer.run) == uninterrupted(spec)
     found = 2 if stopped else 0
-    assert (trainer.teacher_logits.computed, trainer.teacher_logits.found) == (3 - found, found)
+    assert (trainer.teacher_logits.computed, trainer.teacher_logits.found) == (3, found), "of both processes"
     assert len({path.read_bytes() for path in (first, *later)}) == 3
 
 

@@ -7,9 +7,10 @@ written last: a run without it is not finished. Weights and checkpoint lie besid
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,14 @@ class Run:
         except (OSError, ValueError):
             return None
 
-    def lock(self, wait: bool = True, say=print) -> FileLock:
-        """The lock that makes a run one process's own; says so when it has to wait for another's."""
+    def lock(
+        self, wait: bool = True, say: Callable[[str], None] = print, stop: Callable[[], bool] = lambda: False
+    ) -> FileLock | None:
+        """The lock that makes a run one process's own; says so when it has to wait for another's.
+
+        None where ``stop``, asked each second, was true before the other was done. Raises `IkdError` where
+        the lock is another's and ``wait`` is false.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.root / f"{self.spec.run_id}.lock")
         try:
@@ -96,7 +103,12 @@ class Run:
             if not wait:
                 raise IkdError(f"{self.spec.run_id}: another process is at this run; wait for it") from None
             say(f"{self.spec.run_id}: another process is at this run; waiting for it")
-            lock.acquire()
+        while not lock.is_locked:
+            if stop():
+                return None
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=1)
+        files.tidy(self.folder)  # nobody else is at it
         return lock
 
     def begin(self) -> None:

@@ -6,6 +6,9 @@ import json
 import math
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -144,6 +147,30 @@ def test_the_lock_is_for_one(run):
     run.lock(wait=False).release()
 
 
+def test_who_waits_for_a_run_can_be_stopped(run):
+    lock, said, asked = run.lock(wait=False), [], iter([False, True])
+    assert run.lock(say=said.append, stop=lambda: next(asked)) is None
+    assert said == [f"{run.spec.run_id}: another process is at this run; waiting for it"]
+    lock.release()
+    assert run.lock(say=said.append).is_locked and len(said) == 1
+
+
+def test_what_a_killed_process_had_half_written_goes_with_the_next_lock(run):
+    run.folder.mkdir(parents=True)
+    half = [run.folder / f".{name}.x7.tmp" for name in ("checkpoint.safetensors", "history.csv")]
+    for path in half:
+        path.write_bytes(b"half")
+    whole = run.folder / "history.csv"
+    whole.write_text("epoch\n")
+    lock = run.lock(wait=False)
+    assert list(run.folder.iterdir()) == [whole]
+    half[0].write_bytes(b"another process's")
+    with pytest.raises(IkdError):
+        run.lock(wait=False)
+    assert half[0].exists()
+    lock.release()
+
+
 def test_nan_does_not_get_into_json(tmp_path):
     path = tmp_path / "x.json"
     files.write_json(path, {"a": 1})
@@ -155,12 +182,11 @@ def test_nan_does_not_get_into_json(tmp_path):
 
 def test_results_are_as_readable_as_any_file(tmp_path):
     """A temporary file is 0600; what a colleague should read follows the umask."""
-    before = os.umask(0o027)
-    try:
-        files.write_text(tmp_path / "a", "text")
-        assert os.umask(0o027) == 0o027, "the umask is as it was"
-    finally:
-        os.umask(before)
+    program = "import os, pathlib; from ikdlib import files; files.write_text(pathlib.Path('a'), 'text')"
+    program += "; assert os.umask(0) == 0o027, 'the umask is as it was'"
+    code = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parent.parent)}
+    shell = ["sh", "-c", 'umask 027; exec "$0" -c "$1"', sys.executable, program]
+    subprocess.run(shell, cwd=tmp_path, env=code, check=True)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
 
 

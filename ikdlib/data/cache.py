@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,12 @@ _warned: set[str] = set()
 
 
 def default_folder() -> Path:
-    """`$XDG_CACHE_HOME/ikdlib`, or `~/.cache/ikdlib`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ikdlib"
+    """`$XDG_CACHE_HOME/ikdlib`, or `~/.cache/ikdlib`; of a user without a home a temporary folder."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(named or Path.home() / ".cache") / "ikdlib"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "ikdlib"
 
 
 def fetch(stem: str, key: str, make: Callable[[], Decoded], folder: str | Path | None = None) -> Decoded:

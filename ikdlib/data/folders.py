@@ -14,6 +14,7 @@ import torch
 
 from ikdlib.data.base import Decoded, ImageSet, canonical, decoded
 from ikdlib.errors import IkdError
+from ikdlib.provenance import usable_cores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,13 +93,6 @@ def decode(listing: Listing) -> Decoded:
     return decoded(listing.classes, splits["train"], splits["test"])
 
 
-def workers() -> int:
-    """The cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _images(folder: Path, where: str) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
@@ -139,7 +133,7 @@ def _decode_split(listing: Listing, split: str) -> ImageSet:
 
 def _each(work: Callable[[int], int], items: Sequence[int], done: Callable[[int], object]) -> None:
     """Run `work` over `items` in threads; the first error ends it without waiting for the rest."""
-    pool = ThreadPoolExecutor(workers())
+    pool = ThreadPoolExecutor(usable_cores())
     try:
         for result in pool.map(work, items):
             done(result)

@@ -16,6 +16,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ikdlib.parent import PARENT
+
 # glibc gives large blocks back to the kernel after each step and asks for them again; keeping them
 # saves a tenth of a step of a small network on a CPU. Measured with resnet20, batch 64.
 ENVIRONMENT = {
@@ -41,9 +43,6 @@ LOST = 71
 """Workers of a cluster died with the cell."""
 STOPPED = (130, 143)
 """Stopped by SIGINT or SIGTERM, and saved."""
-
-PARENT = "IKDLIB_PARENT"
-"""Environment: the process whose end is a child's end. It may be gone before the child can ask who it was."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,14 @@ def run(child: Child) -> tuple[int, str]:
             if gpu := min(gpus, key=_on_gpu.__getitem__, default=""):
                 environment["CUDA_VISIBLE_DEVICES"] = gpu
                 _on_gpu[gpu] += 1
-            process = subprocess.Popen(
-                [sys.executable, "-m", *child.arguments],
-                stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True,
-            )  # fmt: skip
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", *child.arguments],
+                    stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True,
+                )  # fmt: skip
+            except OSError as error:  # as many processes, or as much memory, as is allowed
+                _on_gpu[gpu] -= 1
+                return FAILED, f"the child could not be started ({error.strerror})"
             _running[child.owner].add(process)
         stay_nice(process.pid)
         try:

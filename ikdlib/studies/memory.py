@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -26,15 +27,40 @@ def available_mib() -> float:
     except OSError:
         return float("inf")  # not Linux: nothing is known, so nothing is forbidden
     found = int(re.search(r"^MemAvailable:\s+(\d+) kB", text, re.M)[1]) / 1024
-    group = Path("/sys/fs/cgroup")
+    return min(found, *(_left_mib(*group) for group in _groups()))
+
+
+# Where control groups lie, by version, and what they call their limit, their use, and files read into memory.
+VERSION_2 = ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
+VERSION_1 = (
+    "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+)  # fmt: skip
+
+
+def _groups() -> Iterator[tuple[str, ...]]:
+    """The control groups that hold this process: its own (a Slurm step's, say), and those it lies in."""
+    yield VERSION_2  # a container sees its own group as the root
+    yield VERSION_1
     try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "memory" in controllers.split(","):
+            root, *names = VERSION_1 if controllers else VERSION_2
+            for group in (PurePosixPath(path), *PurePosixPath(path).parents):
+                yield f"{root}{group}", *names
+
+
+def _left_mib(group: str, limit: str, used: str, read: str) -> float:
+    try:
+        left = int(Path(f"{group}/{limit}").read_text()) - int(Path(f"{group}/{used}").read_text())
         # Files that were read count as used until somebody wants the room.
-        files = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.M)
-    except (OSError, ValueError):  # no group of our own, or "max"
-        return found
-    return min(found, (limit - used + (int(files[1]) if files else 0)) / 2**20)
+        files = re.search(rf"^{read} (\d+)$", Path(f"{group}/memory.stat").read_text(), re.M)
+    except (OSError, ValueError):  # there is no such group, or it has no limit ("max")
+        return float("inf")
+    return (left + (int(files[1]) if files else 0)) / 2**20
 
 
 def gpu_free_mib(device: torch.device) -> float:
@@ -50,14 +76,19 @@ def gpu_share(workers: int, device: torch.device) -> float:
     return max(1 - workers * CONTEXT_GPU_MIB / total, 0.1) / workers
 
 
-def fitting(workers: int, device: torch.device) -> int:
-    """``workers``, or as many as memory allows (at least one), with one warning when those are fewer."""
+def fitting(workers: int, device: torch.device, gpus: int = 1) -> int:
+    """``workers``, or as many as memory allows (at least one), with one warning when those are fewer.
+
+    ``gpus``: of ``device``'s kind, which share the workers; the memory beside them is one for all.
+    """
     room, each, where = available_mib(), CHILD_MIB, "memory"
+    most = min(workers, room / each)
     if device.type == "cuda":
-        on_gpu = gpu_free_mib(device)
-        if on_gpu / CHILD_GPU_MIB < room / each:
-            room, each, where = on_gpu, CHILD_GPU_MIB, "GPU memory"
-    fit = max(1, int(min(workers, room / each)))
+        free = gpu_free_mib(device)
+        on_gpus = gpus * int(min(workers, free / CHILD_GPU_MIB))
+        if on_gpus < most:
+            room, each, where, most = gpus * free, CHILD_GPU_MIB, "GPU memory", on_gpus
+    fit = max(1, int(most))
     if fit < workers:
         warnings.warn(
             f"jobs: {workers} runs at once need about {workers * each / 1024:.0f} GiB of {where}, and "

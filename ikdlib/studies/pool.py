@@ -15,6 +15,7 @@ from uuid import uuid4
 from ikdlib import data, status
 from ikdlib.data.cache import default_folder
 from ikdlib.errors import WARNING, IkdError
+from ikdlib.provenance import usable_cores
 from ikdlib.studies import children, memory, throughput
 from ikdlib.studies.children import Child
 from ikdlib.studies.variants import variant_of
@@ -81,19 +82,12 @@ def share_out(wanted: int, device_name: str, count: int) -> Slots:
     """The machine for ``count`` children, ``wanted`` at once (0: one a core or a GPU), as memory allows."""
     device = choose_device(device_name)
     gpus = _gpus() if device.type == "cuda" else ()
-    cores = _cores()
+    cores = usable_cores()
     workers = min(wanted or len(gpus) or cores, count)
-    on_each = -(-workers // max(1, len(gpus)))
     if workers > 1:
-        on_each = memory.fitting(on_each, device)
-        workers = min(workers, on_each * max(1, len(gpus)))
-    share = memory.gpu_share(on_each, device)
+        workers = memory.fitting(workers, device, len(gpus) or 1)
+    share = memory.gpu_share(-(-workers // (len(gpus) or 1)), device)
     return Slots(workers, max(1, cores // workers), share, gpus if len(gpus) > 1 else ())
-
-
-def _cores() -> int:
-    """Those this process may use: of a Slurm job or a container fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus() -> tuple[str, ...]:
@@ -128,7 +122,7 @@ def run_all(
     futures = {job.spec.run_id: pool.submit(children.run, _child(job, pool)) for job in pending}
     try:
         _watch(pending, futures, said, show, ended)
-    except KeyboardInterrupt:
+    except BaseException:  # none goes on unwatched, whatever it was
         pool.stop()
         raise
     pool.shutdown()
@@ -159,7 +153,7 @@ def default_workers(jobs: list[Job]) -> int:
     if len(jobs) > gpus and epochs * images / spec.recipe.batch_size >= MEASURED_FROM_STEPS:
         kept = default_folder() / "jobs.json"
         return gpus * throughput.choose(spec, (classes, height, width), jobs[0].device, kept)
-    return min(len(jobs), _cores() if device.type == "cpu" else gpus)
+    return min(len(jobs), usable_cores() if device.type == "cpu" else gpus)
 
 
 def _watch(

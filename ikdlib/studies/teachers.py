@@ -59,8 +59,14 @@ def locate(
 
 
 def keep(run: Run, own: Path, num_classes: int) -> Path:
-    """Save a finished teacher run's weights as fp16 in ``own``, with a card beside them."""
+    """Save a finished teacher run's weights as fp16 in ``own``, with a card beside them.
+
+    Raises:
+        IkdError: the run is not finished, or diverged.
+    """
     path = own / f"{run.spec.run_id}.safetensors"
+    if not path.exists() and run.status != "finished":
+        raise IkdError(f"{run.spec.run_id}: {run.status}, so there is no teacher to keep")
     if not path.exists():
         weights = load_file(run.weights)
         half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
@@ -73,8 +79,8 @@ def keep(run: Run, own: Path, num_classes: int) -> Path:
             "accuracy of the run, before rounding to fp16": {k: run.result[k] for k in ("last", "best")},
             "sha256": digest(model.state_dict()),
         }
+        files.write_json(path.with_suffix(".json"), card)  # first: where the weights are, it is there too
         files.write_bytes(path, save(half))
-        files.write_json(path.with_suffix(".json"), card)
     return path
 
 

@@ -23,6 +23,7 @@ import torch
 from ikdlib import files, methods, models, provenance
 from ikdlib.data.views import Views
 from ikdlib.errors import IkdError
+from ikdlib.provenance import usable_cores
 from ikdlib.spec import RunSpec, Settings
 from ikdlib.studies import memory
 from ikdlib.training.evaluate import settle
@@ -143,7 +144,7 @@ def compare(spec: RunSpec, shape: tuple[int, int, int], device: torch.device) ->
         spec: of a run like those to come.
         shape: classes, height, width.
     """
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     rows: list[dict[str, float]] = []
     for count in _counts(device, cores):
         if rows and not _fits(rows[-1], count, device):
@@ -191,7 +192,7 @@ def choose(spec: RunSpec, shape: tuple[int, int, int], device_name: str, kept: P
     """`best`, measured once for runs like ``spec`` on this kind of machine and kept in a file."""
     device = choose_device(device_name)
     machine = provenance.machine(device)
-    facts = (machine["processor"], machine["cores"], machine.get("gpu", ""), torch.__version__)
+    facts = (machine["processor"], usable_cores(), machine.get("gpu", ""), torch.__version__)
     key = " ".join(map(str, (*facts, spec.student, spec.recipe.precision, spec.recipe.batch_size)))
     try:
         known = dict(json.loads(kept.read_text()))

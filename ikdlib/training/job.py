@@ -21,7 +21,7 @@ from pydantic import Field
 
 from ikdlib import data, models, status
 from ikdlib.errors import WARNING, IkdError
-from ikdlib.parent import end_with_parent
+from ikdlib.parent import PARENT, end_with_parent
 from ikdlib.runs import Run
 from ikdlib.spec import RunSpec, Settings, setting
 from ikdlib.training import checkpoint
@@ -61,7 +61,9 @@ class Stop:
         signal.signal(signal.SIGINT, self._note)
         signal.signal(signal.SIGTERM, self._note)
         if orphan_stops:
-            end_with_parent(os.getppid(), lambda: self._note(signal.SIGTERM, None))
+            # It may be gone before this process has come so far: then nobody is told who it was.
+            parent = int(os.environ.get(PARENT, os.getppid()))
+            end_with_parent(parent, lambda: self._note(signal.SIGTERM, None))
 
     def __call__(self) -> bool:
         return self.signal is not None
@@ -114,7 +116,11 @@ def execute(job: Job, stop: Stop | None = None, say=print) -> int:
     device = choose_device(job.device)
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(job.share)
-    with run.lock(say=say):
+    lock = run.lock(say=say, stop=stop)
+    if lock is None:
+        say(f"{spec.run_id}: stopped while another process was at it")
+        return 128 + (stop.signal or signal.SIGTERM)
+    with lock:
         if run.over:
             say(f"{spec.run_id}: {run.status} before")
             return 0 if run.status == "finished" else 3

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, fx
 from torch.fx.experimental.optimization import fuse
 
+from ikdlib import files
 from ikdlib.data import DataSet
 from ikdlib.data.loader import Epoch, Loader
 from ikdlib.errors import IkdError
@@ -218,7 +219,12 @@ class TeacherLogits:
     def _write(self, path: Path, slab: Tensor, facts: dict) -> None:
         if self.folder is None:  # given up while the lock was sought
             return
-        room = shutil.disk_usage(path.parent).free - ROOM_TO_SPARE
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # a cache may be thrown away any time
+            room = shutil.disk_usage(path.parent).free - ROOM_TO_SPARE
+        except OSError as error:
+            self._give_up(path, error)
+            return
         if room < slab.numel() * slab.element_size():
             warnings.warn(f"{path.parent}: no room for teacher logits; each run computes them", stacklevel=4)
             self.folder = None
@@ -250,6 +256,7 @@ class TeacherLogits:
                 yield
                 return
         with held:
+            files.tidy(path.parent, path.name)
             yield
 
     def _give_up(self, path: Path, error: OSError) -> None:

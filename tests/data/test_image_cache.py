@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import warnings
 from pathlib import Path
@@ -140,3 +141,9 @@ def test_the_default_folder_follows_xdg(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache.default_folder() == tmp_path / "home" / ".cache" / "ikdlib"
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cache.Path, "home", homeless)  # neither HOME nor an entry in the list of users
+    assert cache.default_folder() == Path(tempfile.gettempdir()) / "ikdlib"

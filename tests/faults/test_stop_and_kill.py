@@ -202,6 +202,25 @@ def test_a_second_process_waits_and_says_so(place, uninterrupted):
     assert place.run.result["weights_sha256"] == uninterrupted
 
 
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_process_that_waits_for_another_can_be_stopped(place, number, status):
+    lock = place.run.lock(wait=False)
+    child = place.start()
+    assert "another process is at this run; waiting" in child.stdout.readline()
+    child.send_signal(number)
+    output, _ = child.communicate(timeout=PATIENCE)
+    lock.release()
+    assert child.returncode == status and "stopped while another process was at it" in output
+    assert not list(place.run.folder.iterdir())
+
+
+def test_a_child_whose_parent_died_before_it_could_ask_stops_all_the_same(place):
+    """Its pool was killed while torch was still being imported: its parent is another by then."""
+    child = place.start(IKDLIB_PARENT=str(2**22 - 1), WAIT_AT="1,1")
+    output, _ = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 143 and "stopped at epoch 1" in output, output
+
+
 def test_a_lock_file_that_nobody_holds_does_not_block(place):
     place.run.root.mkdir(parents=True)
     (place.run.root / f"{place.run.spec.run_id}.lock").write_text("4242")

@@ -88,6 +88,31 @@ def test_where_nothing_is_known_nothing_is_forbidden(machine):
     assert memory.available_mib() == float("inf")
 
 
+@pytest.mark.parametrize(
+    "own, root, names",
+    [
+        ("0::/slurm/job_7/step_0", "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")),
+        (
+            "4:cpu,memory:/slurm/job_7/step_0",
+            "sys/fs/cgroup/memory",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("inside", ["", "/slurm", "/slurm/job_7", "/slurm/job_7/step_0"])
+def test_a_groups_limit_counts_wherever_above_the_process_it_is(machine, tmp_path, own, root, names, inside):
+    """Both versions of control groups; 6 GiB less 4 used, 1 of it files. Others' limits say nothing."""
+    machine(meminfo(16))
+    (tmp_path / "proc/self").mkdir()
+    (tmp_path / "proc/self/cgroup").write_text(f"1:name=systemd:/\n{own}\n")
+    for folder, gib in ((f"{root}{inside}", 6), (f"{root}/slurm/job_8", 1)):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / names[0]).write_text(f"{gib * GIB}\n")
+        (tmp_path / folder / names[1]).write_text(f"{4 * GIB}\n")
+        (tmp_path / folder / "memory.stat").write_text(f"active_file 5\n{names[2]} {GIB}\n")
+    assert memory.available_mib() == 3 * 1024
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the kernel's own count")
 def test_this_machine_has_some_memory_and_no_more_than_is_built_in():
     built_in = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -160,6 +185,19 @@ def test_the_scarcer_is_what_fewer_runs_fit_into_not_what_is_smaller(monkeypatch
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GIB, 80 * GIB))
     with pytest.warns(UserWarning, match="of memory, and 8 GiB are free: 4 at once"):
         assert memory.fitting(8, GPU) == 4
+
+
+def test_several_gpus_share_the_runs_and_one_machines_memory(monkeypatch):
+    """Two GPUs of 5.5 GiB: five runs of 1 GiB each, not eleven together; 7 GiB beside them: seven."""
+    given(monkeypatch, 100)
+    monkeypatch.setattr(memory, "CHILD_GPU_MIB", 1024)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5.5 * GIB, 80 * GIB))
+    assert memory.fitting(10, GPU, gpus=2) == 10
+    with pytest.warns(UserWarning, match="16 GiB of GPU memory, and 11 GiB are free: 10 at once"):
+        assert memory.fitting(16, GPU, gpus=2) == 10
+    given(monkeypatch, 7)
+    with pytest.warns(UserWarning, match="16 GiB of memory, and 7 GiB are free: 7 at once"):
+        assert memory.fitting(16, GPU, gpus=2) == 7
 
 
 # A GPU's memory, shared out

@@ -131,7 +131,7 @@ def test_jobs_start_in_their_order(jobs):
 
 
 def test_cores_are_shared_out(jobs, monkeypatch):
-    monkeypatch.setattr(pool, "_cores", lambda: 8)
+    monkeypatch.setattr(pool, "usable_cores", lambda: 8)
     two = jobs(1, 4)
     run_all(two, workers=2, show=False)
     assert [(job.run.folder / "started").read_text() for job in two] == ["4", "4"]
@@ -189,6 +189,39 @@ def test_ctrl_c_stops_the_children_and_goes_on_up(jobs, monkeypatch):
         run_all([running, never], workers=1, show=False)
     assert (running.run.folder / "saved").exists()
     assert not (never.run.folder / "started").exists()
+
+
+def test_none_goes_on_unwatched_where_the_watching_fails(jobs):
+    """Whoever is told of an ended run may fail, at a closed pipe say: the others are stopped and saved."""
+    ended, running, never = jobs(1, 10, 4)
+
+    def fail(job):
+        until(running.run.folder / "waiting")
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run_all([ended, running, never], workers=1, show=False, ended=fail)
+    assert (running.run.folder / "saved").exists()
+    assert not (never.run.folder / "started").exists()
+
+
+def test_a_child_that_cannot_be_started_has_failed_and_leaves_its_gpu(jobs, monkeypatch):
+    """As many processes as a user may have: the fork fails, and the next child gets that GPU again."""
+    first, second = jobs(1, 4)
+    start, failures = subprocess.Popen, iter([BlockingIOError(11, "Resource temporarily unavailable")])
+
+    def popen(*arguments, **named):
+        for error in failures:
+            raise error
+        assert named["env"]["CUDA_VISIBLE_DEVICES"] == "a"
+        return start(*arguments, **named)
+
+    monkeypatch.setattr(children.subprocess, "Popen", popen)
+    monkeypatch.setattr(pool, "share_out", lambda *_: Slots(1, gpus=("a", "b")))
+    monkeypatch.setattr(children, "gpus", ())
+    with pytest.raises(IkdError, match="1 of 2 runs failed; .*could not be started .Resource temporarily"):
+        run_all([first, second], show=False)
+    assert [job.run.status for job in (first, second)] == ["missing", "finished"]
 
 
 def test_only_its_own_children_are_stopped(jobs):
@@ -327,7 +360,7 @@ def test_the_gpus_memory_is_shared_out(jobs, tmp_path, workers, started, share):
 def test_more_than_memory_allows_are_fewer_with_one_warning(jobs, tmp_path, pools, monkeypatch):
     """Four asked for, room for two and a half: two at once, each with half of the GPU and of the cores."""
     rewritten(tmp_path, 'str(job["threads"])', 'str(job["threads"]) + " " + str(job["share"])')
-    monkeypatch.setattr(pool, "_cores", lambda: 8)
+    monkeypatch.setattr(pool, "usable_cores", lambda: 8)
     monkeypatch.setattr(pool.memory, "available_mib", lambda: 2.5 * pool.memory.CHILD_MIB)
     four = jobs(1, 4, 5, 9)
     with pytest.warns(UserWarning, match="4 runs at once") as said:
@@ -358,7 +391,7 @@ def choosing(monkeypatch) -> list[tuple]:
         return 3
 
     monkeypatch.setattr(pool.throughput, "choose", choose)
-    monkeypatch.setattr(pool, "_cores", lambda: 2)
+    monkeypatch.setattr(pool, "usable_cores", lambda: 2)
     return asked
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ikdlib import models
+from ikdlib import files, models
 from ikdlib.errors import IkdError
 from ikdlib.studies import teachers
 from ikdlib.studies.study import Study
@@ -105,6 +105,34 @@ def test_the_card_of_a_kept_teacher(studies):
     (accuracy,) = [value for key, value in card.items() if "before rounding" in key]
     assert accuracy == {key: job.run.result[key] for key in ("last", "best")}
     assert str(studies.root) not in path.with_suffix(".json").read_text()
+
+
+def test_a_teacher_that_diverged_is_not_kept(studies):
+    study = studies.study(methods="kd")
+    run = study.teacher_job("resnet14").run
+    run.folder.mkdir(parents=True)
+    (run.folder / "result.json").write_text('{"status": "diverged"}')
+    with pytest.raises(IkdError, match="diverged, so there is no teacher to keep"):
+        study.keep_teacher(study.teacher_job("resnet14"))
+
+
+def test_a_crash_between_the_two_files_of_a_teacher_leaves_no_teacher_without_card(studies, monkeypatch):
+    """Weights that lie there are taken as kept: a card that was to follow would never be written."""
+    write, written = files.write_bytes, []
+
+    def killed(path, content):
+        if len(written) == 1 and path.parent.name == "teachers":
+            raise KeyboardInterrupt
+        write(path, content)
+        if path.parent.name == "teachers":
+            written.append(path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files, "write_bytes", killed)
+        trained(studies)
+    study = studies.study(methods="kd")
+    path = study.keep_teacher(study.teacher_job("resnet14"))
+    assert path.exists() and path.with_suffix(".json").exists()
 
 
 def test_what_is_given_wins_over_ones_own(studies):

@@ -335,6 +335,33 @@ def test_a_full_disk_only_costs_a_warning(tiny, uninterrupted, tmp_path, monkeyp
     assert len(list((tmp_path / "slabs").rglob("*.safetensors"))) <= 1, "only the accuracy is kept"
 
 
+def test_a_cache_thrown_away_while_a_slab_is_computed_is_made_again(tiny, uninterrupted, tmp_path):
+    """`rm -rf results/cache` in another terminal: it is a cache, and costs what lay in it."""
+    slabs, spec = tmp_path / "slabs", tiny.spec("dkd+ikd")
+    trainer = tiny.trainer(tmp_path, spec, slabs)
+    compute = trainer.teacher_logits.teacher.logits
+
+    def meanwhile(*arguments):
+        shutil.rmtree(slabs)
+        return compute(*arguments)
+
+    trainer.teacher_logits.teacher.logits = meanwhile
+    trainer.train()
+    assert tiny.outcome(trainer.run) == uninterrupted(spec)
+    assert len(list(slabs.rglob("*.safetensors"))) == 1, "the last epoch's"
+
+
+def test_a_slab_that_a_killed_process_had_half_written_goes(tiny, tmp_path):
+    trainer = tiny.trainer(tmp_path, tiny.spec("kd", epochs=1), tmp_path / "slabs")
+    path = trainer.teacher_logits.path(trainer.loader.epoch(1))
+    path.parent.mkdir(parents=True)
+    mine, other = (path.parent / f".{name}.x7.tmp" for name in (path.name, "another.safetensors"))
+    mine.write_bytes(b"half")
+    other.write_bytes(b"of a process at work")
+    trainer.train()
+    assert not mine.exists() and other.exists() and path.exists()
+
+
 @pytest.mark.parametrize("damage", ["cut off", "altered"])
 def test_a_damaged_slab_is_computed_again(tiny, uninterrupted, tmp_path, damage):
     slabs, spec = tmp_path / "slabs", tiny.spec("dkd+ikd")

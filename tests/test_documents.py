@@ -257,7 +257,8 @@ def test_the_loop_in_the_readme_distils():
         return 0.0 * logits.sum()  # what is learnt comes from the term alone
 
     names = {
-        "torch": torch, "teacher": teacher, "student": student, "loader": loader, "your_loss": your_loss,
+        "device": torch.device("cpu"), "teacher": teacher, "student": student, "loader": loader,
+        "your_loss": your_loss,
         "optimizer": torch.optim.SGD(student.parameters(), lr=0.1), "epochs": 3,
     }  # fmt: skip
     exec(code, names)

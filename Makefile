@@ -27,27 +27,33 @@ WATCH ?=
 NB ?=
 GRID ?=
 NAME ?=
+# And evidence: how many runs; empty means all.
+FIRST ?=
 CHOSEN = --profile "$(PROFILE)" --pairs "$(PAIRS)" --methods "$(METHODS)" --seeds "$(SEEDS)" \
 	--epochs "$(EPOCHS)" --precision "$(PRECISION)" --protocol "$(PROTOCOL)" --data "$(DATA)" \
 	--teachers "$(TEACHERS)" --device "$(DEVICE)" --results "$(RESULTS)" --jobs "$(JOBS)"
 WHERE = --scheduler "$(SCHEDULER)" $(if $(filter-out 0,$(WATCH)),--watch) $(if $(filter-out 0,$(DRY)),--dry)
 
-# What a target does not take would be passed over in silence, and DRY=1 would start what it should show.
+# What no target takes would be passed over in silence; DRY=1 would start what it should show.
 WHOLE := PROFILE PAIRS METHODS SEEDS EPOCHS PRECISION PROTOCOL DATA TEACHERS DEVICE RESULTS JOBS DRY SCHEDULER WATCH
 takes_demo := RESULTS
 takes_reproduce-cifar := $(WHOLE)
 takes_teachers := $(WHOLE)
 takes_ablations := $(WHOLE) ONLY HOLDOUT
 takes_sweep := NB GRID NAME DATA TEACHERS DEVICE RESULTS JOBS DRY SCHEDULER WATCH
+takes_report := RESULTS
+takes_data := DATA
 takes_bench := PAIRS DEVICE RESULTS
 takes_equivalence := DATA DEVICE RESULTS JOBS DRY
 takes_evidence := TEACHERS DATA DEVICE RESULTS JOBS FIRST DRY
 SHOW := DRY WATCH SCHEDULER
+SHOWN := $(foreach name,$(SHOW),$(if $(filter-out 0,$($(name))),$(name)))
 REST := $(filter-out $(SHOW),$(takes_ablations) $(takes_sweep) FIRST)
-GIVEN := $(foreach name,$(SHOW),$(if $(filter-out 0,$($(name))),$(name))) \
-	$(foreach name,$(REST),$(if $(filter command,$(origin $(name))),$(if $($(name)),$(name))))
-$(foreach goal,$(MAKECMDGOALS),$(if $(takes_$(goal)),$(foreach name,$(filter-out $(takes_$(goal)),$(GIVEN)),$(error \
-	make $(goal) takes no $(name), only $(takes_$(goal))))))
+GIVEN := $(foreach name,$(REST),$(if $(filter command,$(origin $(name))),$(if $($(name)),$(name))))
+TAKEN := $(sort $(foreach goal,$(MAKECMDGOALS),$(takes_$(goal))))
+refuse = $(if $2,$(foreach name,$(filter-out $2,$3),$(error make $1 takes no $(name), only $2)))
+$(foreach goal,$(MAKECMDGOALS),$(call refuse,$(goal),$(takes_$(goal)),$(SHOWN)))
+$(call refuse,$(MAKECMDGOALS),$(TAKEN),$(GIVEN))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo reproduce-cifar teachers ablations sweep report data lab test test-all bench equivalence evidence lint clean

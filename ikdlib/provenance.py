@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,14 @@ from ikdlib import __version__
 LIBRARIES = ("torch", "torchvision", "numpy", "pandas", "pydantic", "safetensors")
 
 
+@cache
+def started() -> dict[str, Any]:
+    """Code and libraries as this process first asked for them: a checkout moves on while it works."""
+    return {"git": git_state(), "versions": versions()}
+
+
 class Origin:
-    """Where a run began and where it went on; taken as a process starts, since a checkout moves on meanwhile.
+    """Where a run began, and where it went on.
 
     Attributes:
         process: code, libraries and machine of the process that began the run.
@@ -25,7 +32,7 @@ class Origin:
     """
 
     def __init__(self, device: torch.device):
-        self.process = {"git": git_state(), "versions": versions(), "machine": machine(device)}
+        self.process = {**started(), "machine": machine(device)}
         self.resumed_at: list[dict[str, Any]] = []
 
     @property

@@ -198,9 +198,9 @@ def randomness(facts: Sequence[Facts]) -> str:
 
 
 def _resumed(stops: Any) -> str | None:
-    """A stop names more than its place where the run went on with other code, libraries or machine."""
+    """A stop names more than its place where the run went on from another commit, or with other libraries."""
     elsewhere = any(isinstance(stop, dict) and stop.keys() - {"epoch", "step"} for stop in stops or ())
-    return "yes, with other code, libraries or machine" if elsewhere else _yes(stops)
+    return "yes, at another commit, with other libraries or elsewhere" if elsewhere else _yes(stops)
 
 
 def _yes(value: Any) -> str | None:

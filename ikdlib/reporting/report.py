@@ -146,7 +146,7 @@ def controls_of(table: Table) -> Iterator[tuple[str, pd.DataFrame]]:
 def behaviours(tables: Iterable[Table]) -> pd.DataFrame:
     """What the term changes besides accuracy, for each base whose runs of one seed both kept their logits."""
     rows = []
-    for table in tables:
+    for table in (table for table in tables if not table.holdout):  # as the claims on them are judged
         for pair in table.pairs:
             for method in WITH_TERM:
                 sides = [_predictions(table.runs(pair, name)) for name in (base_of(method), method)]

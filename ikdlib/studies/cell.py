@@ -217,8 +217,8 @@ def _stop_on_signals(stopped: threading.Event) -> None:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    if children.PARENT in os.environ:
-        end_with_parent(int(os.environ[children.PARENT]), orphaned)
+    if parent := os.environ.pop(children.PARENT, ""):  # nor is it the parent of what the notebook starts
+        end_with_parent(int(parent), orphaned)
 
 
 def main() -> int:

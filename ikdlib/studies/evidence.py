@@ -206,7 +206,7 @@ def work(settings: StudySettings, first: int = 0, say: Callable[[str], None] = p
 
         try:
             pool.run_all(group, workers, show=sys.stderr.isatty(), ended=over)
-        except IkdError as error:  # the others of its group ran all the same
+        except IkdError as error:  # as a rule the others of its group ran all the same
             say(str(error))
         failed += [job.spec.run_id for job in group if not job.run.over]
         part.keep_if_finished()

@@ -119,8 +119,10 @@ def run_all(
     pool = LocalPool(slots)
     logs = [job.run.folder / "log.txt" for job in pending]
     said = {log: log.stat().st_size if log.exists() else 0 for log in logs}  # by earlier attempts
-    futures = {job.spec.run_id: pool.submit(children.run, _child(job, pool)) for job in pending}
+    futures: dict[str, Future] = {}
     try:
+        for job in pending:
+            futures[job.spec.run_id] = pool.submit(children.run, _child(job, pool))
         _watch(pending, futures, said, show, ended)
     except BaseException:  # none goes on unwatched, whatever it was
         pool.stop()

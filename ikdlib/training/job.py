@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from ikdlib import data, models, status
+from ikdlib import data, models, provenance, status
 from ikdlib.errors import WARNING, IkdError
 from ikdlib.parent import PARENT, end_with_parent
 from ikdlib.runs import Run
@@ -61,8 +61,8 @@ class Stop:
         signal.signal(signal.SIGINT, self._note)
         signal.signal(signal.SIGTERM, self._note)
         if orphan_stops:
-            # It may be gone before this process has come so far: then nobody is told who it was.
-            parent = int(os.environ.get(PARENT, os.getppid()))
+            # It may be gone before this process has come so far: who it was, it left in the environment.
+            parent = int(os.environ.pop(PARENT, os.getppid()))
             end_with_parent(parent, lambda: self._note(signal.SIGTERM, None))
 
     def __call__(self) -> bool:
@@ -109,45 +109,56 @@ def execute(job: Job, stop: Stop | None = None, say=print) -> int:
     Raises:
         IkdError: whatever a user can mend.
     """
-    stop = stop or Stop()
+    stop, run, threads = stop or Stop(), job.run, torch.get_num_threads()
+    provenance.started()  # before anything is waited for
+    lock = run.lock(say=say, stop=stop)
+    if lock is None:
+        say(f"{job.spec.run_id}: stopped while another process was at it")
+        return 128 + (stop.signal or signal.SIGTERM)
+    try:
+        if run.over:
+            say(f"{job.spec.run_id}: {run.status} before")
+            return 0 if run.status == "finished" else 3
+        return _train(job, stop, say)
+    finally:
+        lock.release()
+        torch.set_num_threads(threads)  # the next run of this process has its own
+
+
+def _train(job: Job, stop: Stop, say: Callable[[str], None]) -> int:
     run, spec = job.run, job.spec
     if job.threads:
         torch.set_num_threads(job.threads)
     device = choose_device(job.device)
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(job.share)
-    lock = run.lock(say=say, stop=stop)
-    if lock is None:
-        say(f"{spec.run_id}: stopped while another process was at it")
+    images = data.load(spec.data, job.data, holdout=spec.holdout)
+    if images.sha256 != spec.data_sha256:
+        raise IkdError(
+            f"{job.data or spec.data}: data {images.sha256[:12]}..., but the spec names "
+            f"{spec.data_sha256[:12]}...; give the folder the spec was made from"
+        )
+    teacher = None
+    if spec.teacher is not None:
+        if job.teacher is None:
+            raise IkdError(f"{spec.run_id}: no file of the teacher's weights was given")
+        teacher = load_teacher(spec, Path(job.teacher), images.num_classes)
+    run.begin()
+    status.tell(run=run.folder)
+    say(spec.describe())
+    slabs = None if job.slabs is None else Path(job.slabs)
+    trainer = Trainer(run, images, teacher, device, slabs, stop, job.keep_logits, job.compile)
+    given = torch.get_num_threads()
+    with stop.nothing_to_lose():
+        trainer.prepare()
+    if (kept := torch.get_num_threads()) != given:
+        say(f"{spec.run_id}: goes on with the number of threads it began with, {kept} instead of {given}")
+    try:
+        result = trainer.train()
+    except Interrupted:
+        say(f"{spec.run_id}: stopped at epoch {trainer.epoch}, step {trainer.step}, and saved; "
+            "the same command goes on from there")  # fmt: skip
         return 128 + (stop.signal or signal.SIGTERM)
-    with lock:
-        if run.over:
-            say(f"{spec.run_id}: {run.status} before")
-            return 0 if run.status == "finished" else 3
-        images = data.load(spec.data, job.data, holdout=spec.holdout)
-        if images.sha256 != spec.data_sha256:
-            raise IkdError(
-                f"{job.data or spec.data}: data {images.sha256[:12]}..., but the spec names "
-                f"{spec.data_sha256[:12]}...; give the folder the spec was made from"
-            )
-        teacher = None
-        if spec.teacher is not None:
-            if job.teacher is None:
-                raise IkdError(f"{spec.run_id}: no file of the teacher's weights was given")
-            teacher = load_teacher(spec, Path(job.teacher), images.num_classes)
-        run.begin()
-        status.tell(run=run.folder)
-        say(spec.describe())
-        slabs = None if job.slabs is None else Path(job.slabs)
-        trainer = Trainer(run, images, teacher, device, slabs, stop, job.keep_logits, job.compile)
-        with stop.nothing_to_lose():
-            trainer.prepare()
-        try:
-            result = trainer.train()
-        except Interrupted:
-            say(f"{spec.run_id}: stopped at epoch {trainer.epoch}, step {trainer.step}, and saved; "
-                "the same command goes on from there")  # fmt: skip
-            return 128 + (stop.signal or signal.SIGTERM)
     if result["status"] == "diverged":
         say(f"{spec.run_id}: diverged, the loss is not a number (epoch {result['diverged']['epoch']}); "
             f"its last good checkpoint stays")  # fmt: skip

@@ -203,8 +203,9 @@ class TeacherLogits:
         return slab
 
     def _compute(self, loader: Loader, epoch: Epoch, check: Callable[[], None]) -> Tensor:
-        self.computed += 1
-        return self.teacher.logits(loader, epoch, check).to(self.dtype)
+        slab = self.teacher.logits(loader, epoch, check).to(self.dtype)
+        self.computed += 1  # what a stop cut off is not one
+        return slab
 
     def _read(self, path: Path, facts: dict) -> Tensor | None:
         if not path.exists():

@@ -27,7 +27,9 @@ import ikdlib
 STOPPED = "ikdlib: stopped; the same command goes on from there"
 # A cell says whose it is (its worker, its process, its kernel), then waits; asked to stop, it saves.
 CELL = """
-whose = [os.environ["IKDLIB_PARENT"], os.getppid(), os.getpid()]
+with open(f"/proc/{os.getppid()}/stat") as stat:
+    worker = stat.read().rpartition(")")[2].split()[1]
+whose = [worker, os.getppid(), os.getpid()]
 note(f"{cell}.began", " ".join(map(str, whose)))
 try:
     while not (here / f"{cell}.go").exists():

@@ -75,7 +75,9 @@ class Place:
         self.environment = {
             **os.environ, "PYTHONPATH": str(Path(ikdlib.__file__).parent.parent),
             "XDG_CACHE_HOME": str(cache), "WAITING": str(self.marker), "OMP_NUM_THREADS": "1",
+            "IKDLIB_COMMIT": "c" * 40,  # the checkout may move on between two processes of a test
         }  # fmt: skip
+        self.environment.pop("IKDLIB_PARENT", None)
         self.children: list[subprocess.Popen] = []
 
     @property

@@ -106,13 +106,15 @@ def test_runs_that_differ_are_told_apart(folders, project):
     assert said["Randomness"].endswith("stopped and resumed: no (2 runs), yes (1 run)")
 
 
-def test_a_run_that_went_on_with_other_code_is_said(folders, project):
+def test_a_run_that_went_on_at_another_commit_is_said(folders, project):
     same = {"epoch": 3, "step": 5}
     runs = [
         recording(folders, seed=1, resumed_at=[same]),
         recording(folders, seed=2, resumed_at=[same, {**same, "git": {"commit": "b" * 40, "clean": True}}]),
     ]
-    words = "stopped and resumed: yes (1 run), yes, with other code, libraries or machine (1 run)"
+    words = (
+        "stopped and resumed: yes (1 run), yes, at another commit, with other libraries or elsewhere (1 run)"
+    )
     assert answers(runs, project)["Randomness"].endswith(words)
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -108,10 +109,13 @@ def test_a_resumed_run_has_the_threads_it_began_with(tiny, tmp_path, monkeypatch
 
 def test_provenance_is_that_of_the_start_and_names_what_changed_at_a_stop(tiny, tmp_path, monkeypatch):
     spec = tiny.spec("kd")
+    monkeypatch.setattr(provenance, "started", cache(provenance.started.__wrapped__))  # a process of its own
     monkeypatch.setenv("IKDLIB_COMMIT", "a" * 40)
+    provenance.started()
+    monkeypatch.setenv("IKDLIB_COMMIT", "b" * 40)  # a pull, while it waits and trains
     trainer = tiny.trainer(tmp_path, spec)
-    monkeypatch.setenv("IKDLIB_COMMIT", "b" * 40)  # a pull, while it trains
     tiny.interrupt(trainer, lambda: trainer.epoch == 2)
+    provenance.started.cache_clear()  # and another process
     monkeypatch.setattr(provenance, "versions", lambda: {"torch": "9.9"})
     found = tiny.train(tmp_path, spec).run.provenance
     assert found["git"]["commit"] == "a" * 40 and found["versions"]["torch"] == metadata.version("torch")

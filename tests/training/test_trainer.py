@@ -386,6 +386,24 @@ def test_execute_refuses_what_the_spec_does_not_name(tiny, job, tmp_path):
         execute(job.updated(teacher=None), Never(), print)
 
 
+def test_a_run_that_could_not_start_is_free_for_the_next_try(job):
+    """In a notebook the error, and with it every local variable, stays: the lock must not."""
+    bad = job.updated(teacher=None)
+    try:
+        execute(bad, Never(), print)
+    except IkdError as error:
+        kept = error
+    assert kept.__traceback__ is not None
+    bad.run.lock(wait=False).release()
+
+
+def test_the_next_run_of_a_process_has_its_own_threads(job, tiny):
+    before = torch.get_num_threads()
+    with pytest.warns(UserWarning, match="near chance"):
+        execute(job.updated(threads=before + 1, spec=tiny.spec("kd", epochs=1)), Never(), print)
+    assert torch.get_num_threads() == before
+
+
 def test_a_checkpoint_that_is_not_whole_or_not_ours_is_refused(tiny, tmp_path):
     """One line each, that names the file."""
     spec = tiny.spec("dkd+ikd")

@@ -189,7 +189,7 @@ def test_the_verdict_is_one_undecided_sentence_with_the_measured_numbers(both, t
     said = behaviour.verdict(table, both[0])
     assert said.startswith("resnet14/resnet8, seed 1, kd+ikd minus kd: ") and said.endswith(": undecided")
     claimed = table[table["paper"] != ""]
-    assert len(claimed) == said.count("the paper:") == 5
+    assert len(claimed) == said.count("the paper:") == 6
     spread = claimed.set_index("measure").loc["spread of predictions within a class", "difference"]
     assert f"within a class {spread:+.2f} points (the paper: lower)" in said
     text = behaviour.write(table, "a caption", tmp_path / "table")

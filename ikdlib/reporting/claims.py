@@ -86,9 +86,7 @@ def from_logits(
     """
 
     def judge(table: Table) -> Iterator[Finding]:
-        if (
-            table.holdout
-        ):  # a hyper-parameter's study: trained on fewer images, and not every point keeps logits
+        if table.holdout:  # a hyper-parameter's study: fewer images, and not every point keeps its logits
             return
         single, several = {}, {}
         for base in METHODS:
@@ -208,9 +206,8 @@ def page(tables: Iterable[Table], numbers: Iterable[str] = ("1", "2", "3", "4"))
             })  # fmt: skip
         if not found:
             nothing = {"reason": "", "effect": "", "measured": "", "table": "", "n": 0, "seeds_needed": None}
-            rows.append(
-                {**said, "verdict": NOT_STUDIED if claim.judge is not_studied else NOT_RUN, **nothing}
-            )
+            verdict = NOT_STUDIED if claim.judge is not_studied else NOT_RUN
+            rows.append({**said, "verdict": verdict, **nothing})
     return pd.DataFrame(rows)
 
 

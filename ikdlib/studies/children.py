@@ -83,16 +83,15 @@ def run(child: Child) -> tuple[int, str]:
                 return STOPPED[0], ""
             if gpu := min(gpus, key=_on_gpu.__getitem__, default=""):
                 environment["CUDA_VISIBLE_DEVICES"] = gpu
-                _on_gpu[gpu] += 1
             try:
                 process = subprocess.Popen(
                     [sys.executable, "-m", *child.arguments],
                     stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True,
                 )  # fmt: skip
             except OSError as error:  # as many processes, or as much memory, as is allowed
-                _on_gpu[gpu] -= 1
                 return FAILED, f"the child could not be started ({error.strerror})"
             _running[child.owner].add(process)
+            _on_gpu[gpu] += 1
         stay_nice(process.pid)
         try:
             process.communicate(child.text.encode())

@@ -130,10 +130,9 @@ class Part(Study):
             # Of a seed, a study has the run first that computes the teacher's logits.
             found = sorted(self.student_jobs(), key=lambda job: job.spec.seed)
             # A hyper-parameter's points are read from their histories: no test logits, 2 MB a point.
-            kept = [job.keep_logits and not self.item.apart for job in found]
+            apart = self.item.apart
             self._ordered = [
-                job.updated(threads=self.threads, keep_logits=keep)
-                for job, keep in zip(found, kept, strict=True)
+                job.updated(threads=self.threads, keep_logits=job.keep_logits and not apart) for job in found
             ]
         return self._ordered
 

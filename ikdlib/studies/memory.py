@@ -27,7 +27,7 @@ def available_mib() -> float:
     except OSError:
         return float("inf")  # not Linux: nothing is known, so nothing is forbidden
     found = int(re.search(r"^MemAvailable:\s+(\d+) kB", text, re.M)[1]) / 1024
-    return min(found, *(_left_mib(*group) for group in _groups()))
+    return min([found, *(_left_mib(*group) for group in _groups())])
 
 
 # Where control groups lie, by version, and what they call their limit, their use, and files read into memory.
@@ -38,13 +38,11 @@ VERSION_1 = (
 
 
 def _groups() -> Iterator[tuple[str, ...]]:
-    """The control groups that hold this process: its own (a Slurm step's, say), and those it lies in."""
-    yield VERSION_2  # a container sees its own group as the root
-    yield VERSION_1
+    """The control groups that hold this process: its own (a Slurm step's, say), and all above it."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return
+        lines = ["0::/", "1:memory:/"]
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers or "memory" in controllers.split(","):

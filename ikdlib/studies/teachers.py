@@ -65,9 +65,9 @@ def keep(run: Run, own: Path, num_classes: int) -> Path:
         IkdError: the run is not finished, or diverged.
     """
     path = own / f"{run.spec.run_id}.safetensors"
-    if not path.exists() and run.status != "finished":
-        raise IkdError(f"{run.spec.run_id}: {run.status}, so there is no teacher to keep")
     if not path.exists():
+        if run.status != "finished":
+            raise IkdError(f"{run.spec.run_id}: {run.status}, so there is no teacher to keep")
         weights = load_file(run.weights)
         half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
         model = models.build(run.spec.student, num_classes)

@@ -110,6 +110,7 @@ def execute(job: Job, stop: Stop | None = None, say=print) -> int:
         IkdError: whatever a user can mend.
     """
     stop, run, threads = stop or Stop(), job.run, torch.get_num_threads()
+    device = choose_device(job.device)
     provenance.started()  # before anything is waited for
     lock = run.lock(say=say, stop=stop)
     if lock is None:
@@ -119,17 +120,16 @@ def execute(job: Job, stop: Stop | None = None, say=print) -> int:
         if run.over:
             say(f"{job.spec.run_id}: {run.status} before")
             return 0 if run.status == "finished" else 3
-        return _train(job, stop, say)
+        return _train(job, device, stop, say)
     finally:
         lock.release()
         torch.set_num_threads(threads)  # the next run of this process has its own
 
 
-def _train(job: Job, stop: Stop, say: Callable[[str], None]) -> int:
+def _train(job: Job, device: torch.device, stop: Stop, say: Callable[[str], None]) -> int:
     run, spec = job.run, job.spec
     if job.threads:
         torch.set_num_threads(job.threads)
-    device = choose_device(job.device)
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(job.share)
     images = data.load(spec.data, job.data, holdout=spec.holdout)

@@ -42,8 +42,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def tidy(folder: Path, name: str = "") -> None:
-    """Remove what a process that was killed had half written in a folder: of all files, or of those whose
-    name is ``name``, or that and a suffix.
+    """Remove what a process that was killed had half written in a folder, of one file or of all.
 
     The caller holds the lock of whatever writes there.
     """

@@ -114,7 +114,7 @@ class IKDSettings(Settings):
 
     weight: float = setting(6.5, ge=0, description="lambda")
     temperature: float = setting(1.0, gt=0, description="T, the intra-class temperature")
-    target: Literal["means", "one_hot", "permuted", "smoothed"] = setting(
+    target: Literal["means", "one_hot", "permuted", "even_rest", "smoothed"] = setting(
         "means", description="what the term pulls towards: the class means, or a control made of them"
     )
     source: Literal["views", "clean", "running", "all_views"] = setting(

@@ -169,7 +169,7 @@ OTHERS = {
     **{
         f"ikd {name} {value}": {"method": MethodSpec(name="dkd", ikd=IKDSettings(**{name: value}))}
         for name, values in (
-            ("target", ("one_hot", "permuted", "smoothed")),
+            ("target", ("one_hot", "permuted", "even_rest", "smoothed")),
             ("source", ("clean", "running", "all_views")),
         )
         for value in values

@@ -7,6 +7,7 @@ that the term stays the paper's equation (`ikd.ikd_loss`), with the same lambda 
     control     class   entropy   target's probability   other classes
     means       yes     own       own                    own                   the paper
     permuted    yes     same      same                   own, in wrong places
+    even_rest   yes     other     same                   all alike
     smoothed    yes     same      other                  all alike
     one_hot     yes     none      1                      none
 
@@ -72,6 +73,20 @@ def permutation(classes: int, label: int) -> Tensor:
     return columns
 
 
+def even_rest(means: Tensor, T: float) -> Tensor:
+    """What the class mean leaves to the other classes, spread evenly: does *any* structure matter?
+
+    ``p = softmax(means[c] / T)[c]`` at c and ``(1 - p) / (C - 1)`` elsewhere; logits are ``T log`` of it. As
+    sure of the class as the class mean, image by image, while no other class is nearer than the next.
+    """
+    log_p = (means.double() / T).log_softmax(1)
+    own, others = log_p.diagonal(), log_p.clone().fill_diagonal_(-torch.inf)
+    each = others.logsumexp(1) - math.log(means.shape[1] - 1)  # log(1 - p), exact for p next to 1 too
+    logits = each[:, None].repeat(1, means.shape[1])
+    logits.diagonal().copy_(own)
+    return (T * logits).to(means)
+
+
 def smoothed(means: Tensor, T: float) -> Tensor:
     """Label smoothing of the class mean's entropy: is a soft label of that class all it takes?
 
@@ -105,5 +120,6 @@ TARGETS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "means": unchanged,
     "one_hot": one_hot,
     "permuted": permuted,
+    "even_rest": even_rest,
     "smoothed": smoothed,
 }

@@ -124,19 +124,36 @@ def either(*judges: Callable[[Table], Iterable[Finding]]) -> Callable[[Table], I
 
 def temperature_lowers_confidence(table: Table) -> Iterator[Finding]:
     """Claim 3: the probability of the target class at KD's T = 1 minus at the largest T above 4."""
+    found = {}
     for pair, base, low, high, at in _temperatures(table):
         if (d := paired_difference(at(base, low), at(base, high))) is not None:
-            words = f"{pair}, {base} at T = {low:g} minus T = {high:g}, points of probability"
-            yield Finding(words, d, d.verdict)
+            found[f"{pair}, {base} at T = {low:g} minus T = {high:g}, points of probability"] = d
+    for words, d in judged_together(found).items():
+        yield Finding(words, d, d.verdict)
 
 
 def term_mends_confidence(table: Table) -> Iterator[Finding]:
-    """Claim 3: what the term adds to that probability at the large T, minus what it adds at the small one."""
+    """Claim 3: what the term adds to that probability at the large T, and how much more than at T = 1.
+
+    The second alone would be above zero, too, where the term takes confidence at either, and less at the
+    large T; so it is supported only where the first is.
+    """
+    first, more = {}, {}
     for pair, base, low, high, at in _temperatures(table):
-        gains = [_minus(at(f"{base}+ikd", value), at(base, value)) for value in (high, low)]
-        if (d := paired_difference(*gains)) is not None:
-            words = f"{pair}, {base}+ikd minus {base} at T = {high:g}, minus the same at T = {low:g}"
-            yield Finding(f"{words}, points of probability", d, d.verdict)
+        both = [(at(f"{base}+ikd", value), at(base, value)) for value in (high, low)]
+        if (d := paired_difference(*both[0])) is not None:
+            words = f"{pair}, {base}+ikd minus {base} at T = {high:g}"
+            first[words] = d
+            if (beyond := paired_difference(*(_minus(*sides) for sides in both))) is not None:
+                more[words] = low, beyond
+    first = judged_together(first)
+    beyond_of = judged_together({words: beyond for words, (_, beyond) in more.items()})
+    for words, d in first.items():
+        yield Finding(f"{words}, points of probability", d, d.verdict)
+        if words in more:
+            low, beyond = more[words][0], beyond_of[words]
+            verdict = "undecided" if beyond.verdict == "supported" != d.verdict else beyond.verdict
+            yield Finding(f"{words}, minus the same at T = {low:g}, points of probability", beyond, verdict)
 
 
 def not_studied(table: Table) -> Iterator[Finding]:

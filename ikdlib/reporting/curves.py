@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -26,6 +26,8 @@ def setting_curve(
 ) -> Figure:
     """The measures side by side over a setting: mean over seeds, one standard deviation as a bar.
 
+    The legend says of how many seeds; a point of one has no bar, and a base method's level none either.
+
     Args:
         found: `ablations.points`, of one pair or several (a row of panels each).
         measures: names of `ablations.MEASURES`; one that no run recorded has an empty panel that says so.
@@ -48,6 +50,7 @@ def setting_curve(
                 axis.set_xticks(values, [f"{value:g}" for value in values])
                 axis.minorticks_off()
     figure.suptitle(title)
+    figure.supxlabel("mean over n seeds; bar: ± 1 standard deviation (none of one seed)", fontsize=8)
     figure.tight_layout()
     return figure
 
@@ -55,13 +58,12 @@ def setting_curve(
 def _panel(axis: Axes, here: pd.DataFrame, measure: str, optimum: dict[str, float]) -> None:
     for series, part in here.groupby("series"):
         by_value = part.groupby("value")[measure]
-        mean, std = by_value.mean(), by_value.std(ddof=1)
-        look = style(str(series))
+        mean, std, look = by_value.mean(), by_value.std(ddof=1), style(str(series))
         if mean.empty:  # a base method without the setting: its level
-            axis.axhline(part[measure].mean(), label=series, **look)
+            axis.axhline(part[measure].mean(), label=_label(series, [len(part)]), **look)
             continue
-        marker = MARKERS.get(str(series).removesuffix("+ikd"), "o")
-        axis.errorbar(mean.index, mean, yerr=std.fillna(0), capsize=3, marker=marker, label=series, **look)
+        marker, label = MARKERS.get(str(series).removesuffix("+ikd"), "o"), _label(series, by_value.size())
+        axis.errorbar(mean.index, mean, yerr=std, capsize=3, marker=marker, label=label, **look)
         if series in optimum:
             axis.axvline(
                 optimum[str(series)], color=look["color"], linestyle=":", linewidth=1,
@@ -72,6 +74,12 @@ def _panel(axis: Axes, here: pd.DataFrame, measure: str, optimum: dict[str, floa
         axis.text(0.5, 0.5, "not run", ha="center", transform=axis.transAxes)
     else:
         axis.legend(frameon=False, fontsize=8)
+
+
+def _label(series: object, counts: Collection[int]) -> str:
+    """``kd (n=3)``, or ``kd (n=1 to 3)`` where points have different numbers of seeds."""
+    least, most = min(counts), max(counts)
+    return f"{series} (n={least})" if least == most else f"{series} (n={least} to {most})"
 
 
 def forest(rows: pd.DataFrame, title: str, unit: str = "points of test top-1") -> Figure:

@@ -19,7 +19,8 @@ BEST = {"ikd.temperature": {"dkd+ikd": 1.0}, "ikd.weight": {"dkd+ikd": 6.5, "nkd
 CONTROLS = {
     "one_hot": "is it just more cross-entropy? (the same lambda, the label as target)",
     "permuted": "does it matter WHICH classes are near? (same entropy and confidence, a wrong structure)",
-    "smoothed": "is a soft label all it takes? (label smoothing of equal entropy, class by class)",
+    "even_rest": "does ANY structure matter? (same confidence, the rest spread evenly over the classes)",
+    "smoothed": "is a soft label all it takes? (label smoothing of equal entropy; another confidence)",
 }
 SOURCES = {
     "clean": "do the augmented views matter? (class means of the images as they are)",

@@ -18,7 +18,7 @@ from ikdlib.methods.ikd import IKD, ikd_loss
 
 C, N = 20, 50
 LN2 = math.log(2)
-CONTROLS = ("one_hot", "permuted", "smoothed")
+CONTROLS = ("one_hot", "permuted", "even_rest", "smoothed")
 
 
 def class_means(seed: int = 0, classes: int = C) -> np.ndarray:
@@ -138,6 +138,33 @@ def test_the_permutations_are_those_of_the_documented_generators(classes):
 
 def test_two_classes_leave_nothing_to_permute():
     np.testing.assert_array_equal(made("permuted", MEANS[:2, :2]), MEANS[:2, :2])
+
+
+# The same confidence, the rest spread evenly
+
+
+def test_even_rest_by_hand():
+    """Row 0 is spread evenly already; in row 1 a class leaves 1/8 + 3/8 to the others, so 1/4 to each."""
+    means = np.log([[1 / 2, 1 / 4, 1 / 4], [1 / 8, 1 / 2, 3 / 8], [1 / 6, 1 / 6, 2 / 3]])
+    expected = [[1 / 2, 1 / 4, 1 / 4], [1 / 4, 1 / 2, 1 / 4], [1 / 6, 1 / 6, 2 / 3]]
+    np.testing.assert_allclose(softmax(made("even_rest", means), 1), expected, rtol=1e-12)
+    np.testing.assert_allclose(softmax(made("even_rest", 3 * means, 3.0) / 3, 1), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("T", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("classes", [2, 3, C, 100])
+def test_even_rest_is_as_sure_of_the_class_and_prefers_no_other(T, classes):
+    means = class_means(11, classes)
+    p, q = softmax(made("even_rest", means, T) / T, 1), softmax(means / T, 1)
+    expected = np.repeat((1 - np.diag(q))[:, None] / (classes - 1), classes, axis=1)
+    np.fill_diagonal(expected, np.diag(q))
+    np.testing.assert_allclose(p, expected, rtol=1e-9)
+
+
+def test_even_rest_of_a_teacher_that_is_nearly_certain():
+    """1 - p is 1e-20 there: in fp64 subtraction it would be 0."""
+    means = np.array([[np.log(1e20), 0.0, np.log(3.0)], [0, 0, 0], [0, 0, 0]])
+    np.testing.assert_allclose(softmax(made("even_rest", means), 1)[0], [1, 2e-20, 2e-20], rtol=1e-12)
 
 
 # Label smoothing of equal entropy

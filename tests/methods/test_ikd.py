@@ -207,7 +207,7 @@ def test_running_means_stand_still_within_an_epoch():
         assert float(term) == pytest.approx(6.5 * float((p * (p.log() - log_q)).sum(1).mean()), rel=1e-5)
 
 
-@pytest.mark.parametrize("target", ["one_hot", "permuted", "smoothed"])
+@pytest.mark.parametrize("target", ["one_hot", "permuted", "even_rest", "smoothed"])
 def test_a_control_is_made_of_fresh_means_each_time(target):
     """Not of what it made of the means before."""
     running = with_source("running", target)

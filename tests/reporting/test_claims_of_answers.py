@@ -56,19 +56,39 @@ def test_a_large_temperature_takes_what_t_1_has_more(folders, method):
     assert row["measured"] == f"{PAIR}, {method} at T = 1 minus T = 8, points of probability"
 
 
-@pytest.mark.parametrize("low_term, high_term, verdict", [
-    ((1, 1.2, 1.1), (5, 5.5, 5.2), "supported"), ((5, 5.5, 5.2), (1, 1.2, 1.1), "contradicted"),
-    ((15, 15.3, 14.9), (15.2, 15.1, 15.0), "undecided"),
-])  # fmt: skip
-def test_mending_is_to_add_more_at_the_large_temperature_than_at_t_1(folders, low_term, high_term, verdict):
-    """The last adds 15 points at every T: it makes students sure, and mends nothing."""
+@pytest.mark.parametrize("low_term, high_term, verdicts", [
+    ((1, 1.2, 1.1), (5, 5.5, 5.2), ("supported", "supported")),
+    ((5, 5.5, 5.2), (1, 1.2, 1.1), ("supported", "contradicted")),
+    ((15, 15.3, 14.9), (15.2, 15.1, 15.0), ("supported", "undecided")),
+    ((-10, -10.5, -9.6), (-1, -1.2, -0.9), ("contradicted", "undecided")),
+], ids=["mends", "more at T = 1", "15 points at every T", "takes less at the large T"])  # fmt: skip
+def test_mending_is_to_add_at_the_large_temperature_and_more_than_at_t_1(
+    folders, low_term, high_term, verdicts
+):
+    """The third makes students sure, whatever T; the last adds nothing anywhere. Neither mends."""
     found = kd_temperature(folders, 8.0, plus(SURE, -20, -20.5, -19.5), low_term, high_term)
-    (row,) = said(found, MENDS).to_dict("records")
-    more = np.subtract(high_term, low_term)
-    low, high = interval(more)
-    assert (row["effect"], row["verdict"]) == (words(low, more.mean(), high, 3), verdict)
-    told = "kd+ikd minus kd at T = 8, minus the same at T = 1, points of probability"
-    assert row["measured"] == f"{PAIR}, {told}"
+    rows = said(found, MENDS).to_dict("records")
+    told = f"{PAIR}, kd+ikd minus kd at T = 8"
+    assert [row["measured"] for row in rows] == [
+        f"{told}, points of probability", f"{told}, minus the same at T = 1, points of probability",
+    ]  # fmt: skip
+    added = high_term, np.subtract(high_term, low_term)
+    for row, gains, verdict in zip(rows, added, verdicts, strict=True):
+        low, high = interval(gains)
+        assert (row["effect"], row["verdict"]) == (words(low, np.mean(gains), high, 3), verdict)
+
+
+def test_temperatures_of_several_base_methods_are_judged_together(folders):
+    """One has p = 0.026; Holm's correction doubles the least of two."""
+    taken = (1.0, 1.5, 0.9)
+    assert 0.025 < stats.ttest_1samp(taken, 0).pvalue < 0.05
+    base = plus(SURE, *np.negative(taken))
+    found = kd_temperature(folders, 8.0, base, (1, 1, 1), (2, 2, 2))
+    (alone,) = said(found, LOWERS).to_dict("records")
+    found += kd_temperature(folders, 8.0, base, (1, 1, 1), (2, 2, 2), "dkd")
+    both = said(found, LOWERS).to_dict("records")
+    assert [row["effect"] for row in both] == 2 * [alone["effect"]]
+    assert (alone["verdict"], {row["verdict"] for row in both}) == ("supported", {"undecided"})
 
 
 @pytest.mark.parametrize("largest", [2.0, 4.0])

@@ -55,8 +55,20 @@ def test_a_curve_shows_mean_and_spread_of_each_value_and_the_papers_best(folders
 def test_a_base_method_without_the_setting_is_a_level_across_the_curve(folders):
     cells = curve(folders) + [folders.changed("dkd", {}, {1: 60.0, 2: 62.0})]
     figure = curves.setting_curve(ablations.points(cells, T), T, ["test"], "A title")
-    (level,) = [line for line in figure.axes[0].lines if line.get_label() == "dkd"]
+    (level,) = [line for line in figure.axes[0].lines if line.get_label() == "dkd (n=2)"]
     assert list(level.get_ydata()) == [61.0, 61.0] and level.get_linestyle() == "--"
+
+
+def test_a_curve_says_of_how_many_seeds_and_a_point_of_one_has_no_bar(folders):
+    given = ((0.5, {1: 70.2}), (1.0, OWN), (2.0, {1: 70.9, 2: 71.1}))
+    cells = [folders.changed("dkd+ikd", {T: t} if t != 1 else {}, values) for t, values in given]
+    (axis,) = curves.setting_curve(ablations.points(cells, T), T, ["test"], "A title").axes
+    assert axis.get_legend_handles_labels()[1] == ["dkd+ikd (n=1 to 3)"]
+    *_, (bars,) = axis.containers[0].lines
+    none, *drawn = [np.asarray(segment) for segment in bars.get_segments()]
+    assert none.size == 0
+    spreads = [2 * np.std(list(scores.values()), ddof=1) for _, scores in given[1:]]
+    np.testing.assert_allclose([segment[1, 1] - segment[0, 1] for segment in drawn], spreads)
 
 
 def test_a_curve_of_nothing_says_not_run():
@@ -100,6 +112,9 @@ def test_targets_in_numbers(temperature):
     np.testing.assert_allclose(found.loc["means"], (own, entropy, other), rtol=1e-9)
     np.testing.assert_allclose(found.loc["permuted"], (own, entropy, other), rtol=1e-9)
     np.testing.assert_allclose(found.loc["one hot"], (1, 0, 0), atol=1e-12)
+    even = found.loc["even rest"]
+    assert even["probability of the class"] == pytest.approx(own)
+    assert even["largest other probability"] == pytest.approx((1 - own) / 5)
     smooth = found.loc["smoothed"]
     assert smooth["entropy (nats)"] == pytest.approx(entropy)
     assert smooth["largest other probability"] == pytest.approx((1 - smooth["probability of the class"]) / 5)

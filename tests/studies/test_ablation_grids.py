@@ -86,8 +86,8 @@ def test_the_controls_are_the_term_with_one_thing_changed(studies):
     dkd = ("dkd+ikd",)
     assert set(changed) == {
         ("ce+ikd", "means", "views"), (*dkd, "means", "views"), (*dkd, "one_hot", "views"),
-        (*dkd, "permuted", "views"), (*dkd, "smoothed", "views"), (*dkd, "means", "clean"),
-        (*dkd, "means", "running"), (*dkd, "means", "all_views"),
+        (*dkd, "permuted", "views"), (*dkd, "even_rest", "views"), (*dkd, "smoothed", "views"),
+        (*dkd, "means", "clean"), (*dkd, "means", "running"), (*dkd, "means", "all_views"),
     }  # fmt: skip
     assert set(changed.values()) == {(6.5, 1.0)}
     assert set(found) - set(terms) == {"ce", "dkd"}
@@ -250,7 +250,8 @@ def test_a_method_without_a_temperature_does_not_spoil_the_others():
 
 
 def test_an_unknown_control_is_refused_with_those_there_are():
-    refused("one_hot, permuted, smoothed, clean", ablations.what_the_term_is, "dkd+ikd", "one_hot,shuffled")
+    known = "one_hot, permuted, even_rest, smoothed, clean"
+    refused(known, ablations.what_the_term_is, "dkd+ikd", "one_hot,shuffled")
 
 
 @pytest.mark.parametrize("method", ["ce", "ce+ikd", "wttm"])

@@ -132,7 +132,7 @@ def check_all_finished(text: str, done: dict) -> None:
     [
         ("30", ["30_temperature_of_the_term"], 6),
         ("31", ["31_weight_of_the_term"], 18),
-        ("32", ["32_what_the_term_is"], 10),
+        ("32", ["32_what_the_term_is"], 11),
         ("33", ["33_batch_size_and_kd_temperature"], 16),
     ],
 )

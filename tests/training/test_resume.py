@@ -24,7 +24,7 @@ from ikdlib.training.trainer import Interrupted
 
 METHODS = ("ce", "kd", "dkd", "nkd", "wttm")
 ALL = (*METHODS, *(f"{method}+ikd" for method in METHODS))
-CONTROLS = ("one_hot", "permuted", "smoothed", "clean", "running", "all_views")
+CONTROLS = ("one_hot", "permuted", "even_rest", "smoothed", "clean", "running", "all_views")
 STOPS = {
     "during epoch 1": [(1, 2)],
     "after an epoch": [(2, 0)],

@@ -46,8 +46,8 @@ def term_share(student: str, classes: int, device: torch.device, rounds: int = 1
         return 100 * (1 - seconds["without"] / seconds["step"])
     term = IKD(classes).to(device)
     target = (torch.arange(64) % classes).to(device)
-    term.observe(torch.randn(64, classes, device=device), target)
-    term.seen.copy_(term.counts > 0)
+    term.observe(torch.randn(classes, classes, device=device), torch.arange(classes, device=device))
+    term.finish()
     logits = torch.randn(64, classes, device=device, requires_grad=True)
     works = {"step": step, "term": lambda: term(logits, target).backward()}
     seconds = _alternately(works, device, rounds, steps=1)

@@ -10,6 +10,7 @@ import hashlib
 import io
 import pickle
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ CLASSES = tuple(
     turtle wardrobe whale willow_tree wolf woman worm
     """.split()
 )
+PER_CLASS = {"train": 500, "test": 100}
+SIDE = 32
 
 
 def checksums() -> dict[str, str]:
@@ -53,7 +56,7 @@ def checksums() -> dict[str, str]:
 
 def shape() -> tuple[int, int, int, int]:
     """Classes, height, width, training images."""
-    return 100, 32, 32, 50_000
+    return len(CLASSES), SIDE, SIDE, len(CLASSES) * PER_CLASS["train"]
 
 
 def decode(root: str | Path | None = None, cache: str | Path | None = None) -> Decoded:
@@ -66,7 +69,7 @@ def decode(root: str | Path | None = None, cache: str | Path | None = None) -> D
             array each and are read as they are.
 
     Raises:
-        IkdError: nothing of this is there, or it is damaged or incomplete.
+        IkdError: nothing of this is there, or it may not be read, is damaged, incomplete or another data set.
     """
     root = ROOT if root is None else Path(root)
     if folders.is_root(root) and (root / "train").is_dir():
@@ -113,7 +116,7 @@ class RestrictedUnpickler(pickle.Unpickler):
 
 def _from_folders(root: Path, cache: str | Path | None) -> Decoded:
     listing = folders.scan(root)
-    if len(listing.classes) != len(CLASSES):
+    if listing.classes != CLASSES:
         missing = sorted(set(CLASSES) - set(listing.classes))
         unknown = sorted(set(listing.classes) - set(CLASSES))
         told = "; ".join(
@@ -122,11 +125,22 @@ def _from_folders(root: Path, cache: str | Path | None) -> Decoded:
             if classes
         )
         raise IkdError(
-            f"{root} has {len(listing.classes)} class folders and CIFAR-100 has {len(CLASSES)} ({told}); "
-            "unpack all of it into one folder"
+            f"the class folders of {root} are not CIFAR-100's ({told}); unpack all of it into one folder"
         )
+    for split, wanted in PER_CLASS.items():
+        counts = Counter(CLASSES[label] for label, _ in listing.files[split])
+        for name in CLASSES:
+            if counts[name] != wanted:  # a part of it would train and be judged on fewer images, unnoticed
+                raise IkdError(
+                    f"{split}/{name} of {root} has {counts[name]} images and CIFAR-100 {wanted}; "
+                    "unpack all of it into one folder, each image once"
+                )
     place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
-    return caching.fetch(f"cifar100-{place}", listing.key, lambda: folders.decode(listing), cache)
+    whole = caching.fetch(f"cifar100-{place}", listing.key, lambda: folders.decode(listing), cache)
+    height, width = whole.train.images.shape[1:3]
+    if (height, width) != (SIDE, SIDE):
+        raise IkdError(f"{root}: images of {width}x{height} pixels; those of CIFAR-100 have {SIDE}x{SIDE}")
+    return whole
 
 
 def _from_archive(archive: Path) -> Decoded:
@@ -137,6 +151,8 @@ def _from_archive(archive: Path) -> Decoded:
                 folder, _, name = member.name.removeprefix("./").rpartition("/")
                 if folder == FOLDER and member.isfile() and name in ("train", "test", "meta"):
                     files[name] = tar.extractfile(member).read()  # type: ignore[union-attr]
+    except PermissionError as error:
+        raise IkdError(f"{archive} may not be read; change its permissions") from error
     except (tarfile.TarError, EOFError, OSError) as error:
         raise IkdError(
             f"{archive} cannot be unpacked ({error}): the download was cut off or is another file; delete it "
@@ -156,6 +172,8 @@ def _official(read: Callable[[str], bytes], where: str) -> Decoded:
     for name in ("meta", "train", "test"):
         try:
             raw = read(name)
+        except PermissionError as error:
+            raise IkdError(f"{where}/{name} may not be read; change its permissions") from error
         except (OSError, KeyError) as error:
             raise IkdError(f"{where} has no file {name!r}; delete it and run `make data`") from error
         if _md5(raw) != want[name]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -58,7 +58,7 @@ def scan(root: str | Path) -> Listing:
     for split in SPLITS:
         if not (root / split).is_dir():
             raise IkdError(f"{root} has no {split}/; it should hold train/<class>/ and test/<class>/ images")
-        with os.scandir(root / split) as entries:
+        with _listed(root / split) as entries:
             folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
         if not folders:
             raise IkdError(f"{root / split} is empty; it should hold one folder of images for each class")
@@ -71,14 +71,15 @@ def scan(root: str | Path) -> Listing:
                     "folders; unpack the missing one, or remove this one"
                 )
     classes = tuple(found["train"])
-    sha = hashlib.sha256(str(root.resolve()).encode())
+    sha = hashlib.sha256(os.fsencode(root.resolve()))
     files: dict[str, list[tuple[int, Path]]] = {}
     for split in SPLITS:
         files[split] = []
         for label, name in enumerate(classes):
             for entry in found[split][name]:
                 stat = entry.stat()
-                sha.update(f"\n{split}/{name}/{entry.name}\t{stat.st_size}\t{stat.st_mtime_ns}".encode())
+                facts = f"\n{split}/{name}/{entry.name}\t{stat.st_size}\t{stat.st_mtime_ns}"
+                sha.update(os.fsencode(facts))
                 files[split].append((label, Path(entry.path)))
     return Listing(root, classes, files, sha.hexdigest())
 
@@ -89,12 +90,20 @@ def decode(listing: Listing) -> Decoded:
     Raises:
         IkdError: an image that cannot be read, or of another size than the first; named relative to the root.
     """
-    splits = {split: _decode_split(listing, split) for split in SPLITS}
+    first = listing.files[SPLITS[0]][0][1]
+    splits = {split: _decode_split(listing, split, first) for split in SPLITS}
     return decoded(listing.classes, splits["train"], splits["test"])
 
 
+def _listed(folder: Path) -> Any:
+    try:
+        return os.scandir(folder)
+    except PermissionError as error:
+        raise IkdError(f"{folder} may not be read; change its permissions") from error
+
+
 def _images(folder: Path, where: str) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
+    with _listed(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
     images = [entry for entry in visible if os.path.splitext(entry.name)[1].lower() in SUFFIXES]
     if not images:
@@ -103,12 +112,12 @@ def _images(folder: Path, where: str) -> list[os.DirEntry[str]]:
     return sorted(images, key=lambda entry: entry.name)
 
 
-def _decode_split(listing: Listing, split: str) -> ImageSet:
+def _decode_split(listing: Listing, split: str, like: Path) -> ImageSet:
     import numpy as np
     from tqdm.auto import tqdm
 
     files = listing.files[split]
-    first = _pixels(files[0][1], listing.root)
+    first = _pixels(like, listing.root)
     images = np.empty((len(files), *first.shape), np.uint8)
 
     def fill(start: int) -> int:
@@ -119,7 +128,7 @@ def _decode_split(listing: Listing, split: str) -> ImageSet:
             if pixels.shape != first.shape:
                 raise IkdError(
                     f"{path.relative_to(listing.root)} is {_size(pixels.shape)} pixels, but "
-                    f"{files[0][1].relative_to(listing.root)} is {_size(first.shape)}: all images of a data "
+                    f"{like.relative_to(listing.root)} is {_size(first.shape)}: all images of a data "
                     "set need one size; resize or remove it"
                 )
             images[i] = pixels
@@ -142,17 +151,21 @@ def _each(work: Callable[[int], int], items: Sequence[int], done: Callable[[int]
 
 
 def _pixels(path: Path, root: Path) -> np.ndarray:
-    """uint8 [H, W, 3] of one file; grey-scale and palettes become RGB."""
+    """uint8 [H, W, 3] of one file; grey-scale and palettes become RGB, more than 8 bits are refused."""
     import numpy as np
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            if image.mode[0] not in "IF":  # 16 or 32 bits: PIL would clip them, to white as a rule
+                return np.asarray(image.convert("RGB"))
+    except PermissionError as error:
+        raise IkdError(f"{path.relative_to(root)} may not be read; change its permissions") from error
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ... by format
         raise IkdError(
             f"{path.relative_to(root)} cannot be read as an image (truncated or damaged?): unpack it again"
         ) from error
+    raise IkdError(f"{path.relative_to(root)} has more than 8 bits a channel; convert it to 8")
 
 
 def _size(shape: Sequence[int]) -> str:

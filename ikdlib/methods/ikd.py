@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ikdlib.data.loader import Batch
+from ikdlib.errors import IkdError
 from ikdlib.methods.base import Method
 from ikdlib.methods.controls import TARGETS
 from ikdlib.models import Outputs
@@ -45,10 +46,13 @@ class IKD(nn.Module):
     """Class means of the teacher's logits, and the loss towards them.
 
     Call `observe` with every batch of the first epoch, `finish` once after it, then the module
-    itself. Sums and counts are buffers: a checkpoint carries them, and a resumed run has the same
-    means. Under ``torch.distributed`` `finish` adds them up across processes.
+    itself. Sums and counts are buffers: a checkpoint carries them (`state_dict`), and a resumed run has the
+    same means. Under ``torch.distributed`` `finish` adds them up across processes.
 
     ``target`` names what takes the place of the means (`controls.TARGETS`); `means` then holds that.
+
+    Raises:
+        IkdError: an unknown ``target``; or the loss is asked for before there are means.
     """
 
     sums: Tensor
@@ -67,6 +71,8 @@ class IKD(nn.Module):
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("means", torch.zeros(num_classes, num_classes))
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
+        self.has_means = False
+        self.register_load_state_dict_post_hook(IKD._loaded)
 
     @torch.no_grad()
     def observe(self, teacher_logits: Tensor, target: Tensor) -> None:
@@ -84,13 +90,20 @@ class IKD(nn.Module):
             distributed.all_reduce(counts)
         self.seen.copy_(counts > 0)
         self.means.copy_(self.control(sums / counts.clamp(min=1)[:, None], self.temperature))
+        self.has_means = True
         unseen = (~self.seen).nonzero().flatten().tolist()
         if unseen and first:
             warnings.warn(f"no image of classes {unseen} was seen: they get no IKD term", stacklevel=2)
 
     def forward(self, student_logits: Tensor, target: Tensor) -> Tensor:
         """The weighted term: ``student_logits`` [N, C], ``target`` [N] -> scalar."""
+        if not self.has_means:  # it would be 0, and the run one without the term
+            raise IkdError("IKD: no class means yet; finish() after the first epoch, or load its state_dict")
         return self.weight * ikd_loss(student_logits, self.means, self.seen, target, self.temperature)
+
+    @staticmethod
+    def _loaded(self: IKD, keys: object) -> None:
+        self.has_means = bool(self.seen.any())
 
 
 class WithIKD(Method):

@@ -7,6 +7,7 @@ is committed is what taught. ``TEACHERS=DIR`` wins over the project's own.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,25 +38,39 @@ def locate(
     """The file of a teacher, or None where it must be trained first.
 
     ``given`` (TEACHERS) may hold ``resnet56.pth``, ``resnet56.safetensors``, or RepDistiller's
-    ``resnet56_vanilla/ckpt_epoch_240.pth``. ``own`` (``results/teachers``) holds what was trained here,
-    by run id: the first of ``specs`` that is there.
+    ``resnet56_vanilla/ckpt_epoch_240.pth``; where it holds none of them, that is said once. ``own``
+    (``results/teachers``) holds what was trained here, by run id: the first of ``specs`` that is there.
 
     Raises:
-        IkdError: ``given`` is no folder, or its file does not fit the architecture.
+        IkdError: ``given`` is no folder, its file does not fit the architecture, or RepDistiller's folder has
+            several epochs and not the last.
     """
     if given is not None:
         if not given.is_dir():
             raise IkdError(f"teachers: {given} is not a folder; give one that holds {architecture}.pth")
-        candidates = [given / f"{architecture}{suffix}" for suffix in SUFFIXES]
-        candidates += sorted((given / f"{architecture}_vanilla").glob("*.pth"))
-        for path in candidates:
-            if path.exists():
-                return TeacherFile(path, _digest(path, path.stat().st_mtime_ns, architecture, num_classes))
+        if (path := _given(given, architecture)) is not None:
+            return TeacherFile(path, _digest(path, path.stat().st_mtime_ns, architecture, num_classes))
+        names = ", ".join(sorted(path.name for path in given.iterdir())[:6]) or "nothing"
+        warnings.warn(f"TEACHERS has no {architecture}.pth; {given} holds {names}", stacklevel=2)
     for candidate in specs:
         path = own / f"{candidate.run_id}.safetensors"
         if path.exists():
             return TeacherFile(path, _digest(path, path.stat().st_mtime_ns, architecture, num_classes))
     return None
+
+
+def _given(folder: Path, architecture: str) -> Path | None:
+    for suffix in SUFFIXES:
+        if (path := folder / f"{architecture}{suffix}").exists():
+            return path
+    last = folder / f"{architecture}_vanilla" / "ckpt_epoch_240.pth"
+    found = [last] if last.exists() else sorted(last.parent.glob("*.pth"))
+    if len(found) > 1:  # an epoch before the rate's first decay would teach as readily
+        names = ", ".join(path.name for path in found[:6])
+        raise IkdError(
+            f"teachers: {last.parent} has {names}, and not {last.name}; keep the one that is meant"
+        )
+    return found[0] if found else None
 
 
 def keep(run: Run, own: Path, num_classes: int) -> Path:

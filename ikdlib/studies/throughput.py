@@ -55,6 +55,8 @@ def synthetic_step(
     set_switches(spec.deterministic)
     student = models.build(spec.student, classes).to(device, memory_format=torch.channels_last)
     method = methods.build(spec.method, classes).to(device)
+    if spec.method.ikd is not None:
+        method.take_survey(torch.randn(classes, classes), torch.ones(classes, dtype=torch.int64))
     views = Views(4, height, width, (0.5,) * 3, (0.25,) * 3, device)
     step = TrainStep(student, method, spec.recipe, views, device)
     step.begin_epoch(2, 1e-4)

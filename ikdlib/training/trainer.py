@@ -86,9 +86,8 @@ class Trainer:
         self.student.to(device, memory_format=torch.channels_last)
         method = methods.build(self.spec.method, data.num_classes).to(device)
         self.train_step = TrainStep(self.student, method, recipe, views, device)
-        self._do_step: Callable[[Inputs], None] = self.train_step
-        if device.type == "cuda" and not self.spec.deterministic:
-            self._do_step = GraphedStep(self.train_step)
+        graphed = device.type == "cuda" and not self.spec.deterministic
+        self._do_step: Callable[[Inputs], None] = GraphedStep(self.train_step) if graphed else self.train_step
         self.teacher_logits = None
         if teacher is not None:
             frozen = Teacher(teacher, self.spec.teacher_sha256, recipe.precision, device)
@@ -199,8 +198,10 @@ class Trainer:
         self._clock = now
 
     def _check_numbers(self) -> None:
-        sums = self.train_step.sums
-        if sums and not math.isfinite(float(sums["loss"])):
+        # The last step's loss is that of the weights before it, so they are looked at too.
+        sums, weights = self.train_step.sums, self.train_step.parameters()
+        whole = torch.stack([weight.isfinite().all() for weight in weights]).all()
+        if (sums and not math.isfinite(float(sums["loss"]))) or not whole:
             raise Diverged
 
     def _row(self, rate: float, count: int, began: float) -> dict[str, Any]:
@@ -273,8 +274,7 @@ class Trainer:
         if self.history:
             result["last"] = _scores(self.history[-1])
             result["best"] = _scores(max(self.history, key=lambda row: row["test_top1"]))
-        result["epochs"] = len(self.history)
-        result["teacher"] = self.teacher_accuracy
+        result |= {"epochs": len(self.history), "teacher": self.teacher_accuracy}
         self.run.write_history(self.history)
         files.write_json(self.run.folder / "provenance.json", self._provenance())
         self.run.finish(result)

@@ -71,6 +71,7 @@ def bless(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 @pytest.fixture(autouse=True)
 def three_classes(monkeypatch):
     monkeypatch.setattr(cifar100, "CLASSES", CLASSES)
+    monkeypatch.setattr(cifar100, "PER_CLASS", COUNTS)
 
 
 @pytest.fixture
@@ -239,8 +240,95 @@ def test_a_class_that_is_missing_from_both_splits_is_named(tmp_path, load):
     root = write_folders(tmp_path / "set")
     for split in COUNTS:
         shutil.rmtree(root / split / "bee")
-    with pytest.raises(IkdError, match="2 class folders and CIFAR-100 has 3 .missing: bee.; unpack all"):
+    with pytest.raises(IkdError, match=r"are not CIFAR-100's \(missing: bee\); unpack all"):
         load(root)
+
+
+def test_classes_of_other_names_are_refused(tmp_path, load):
+    """As numbers their order would be another: 0, 1, 10, 11, ..., and groups of similar classes would lie."""
+    root = write_folders(tmp_path / "set")
+    for split in COUNTS:
+        for number, name in enumerate(CLASSES):
+            (root / split / name).rename(root / split / str(number))
+    with pytest.raises(IkdError, match=r"\(missing: ant, bee, cat; not one of them: 0, 1, 2\)"):
+        load(root)
+
+
+@pytest.mark.parametrize("split", COUNTS)
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_part_of_the_images_or_one_twice_is_refused(tmp_path, load, split, more):
+    """One of four archives left out would train on 37,500 images, and be told from the others by nothing."""
+    root = write_folders(tmp_path / "set")
+    path = sorted((root / split / "cat").iterdir())[0]
+    if more < 0:
+        path.unlink()
+    else:
+        shutil.copy(path, path.with_name("again.png"))
+    count = COUNTS[split] + more
+    with pytest.raises(IkdError, match=f"{split}/cat of .* has {count} images and CIFAR-100 {COUNTS[split]}"):
+        load(root)
+
+
+def test_the_numbers_of_the_real_set(monkeypatch):
+    monkeypatch.undo()
+    assert len(cifar100.CLASSES) == 100 and cifar100.PER_CLASS == {"train": 500, "test": 100}
+    assert cifar100.shape() == (100, 32, 32, 50_000)
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("test",)])
+def test_images_of_another_size_are_refused(tmp_path, load, splits):
+    root = write_folders(tmp_path / "set")
+    for split in splits:
+        for path in (root / split).glob("*/*"):
+            Image.new("RGB", (24, 20)).save(path)
+    both = "images of 24x20 pixels; those of CIFAR-100 have 32x32"
+    alone = "test/ant/.* is 24x20 pixels, but train/ant/.* is 32x32"
+    with pytest.raises(IkdError, match=both if len(splits) == 2 else alone):
+        load(root)
+
+
+def test_an_image_of_16_bits_is_refused(tmp_path, load):
+    """Pillow's own conversion clips: of these values all but the first would be white."""
+    root = write_folders(tmp_path / "set")
+    path = sorted((root / "train/ant").iterdir())[0]
+    Image.fromarray((np.arange(1024, dtype=np.uint16) * 60).reshape(32, 32)).save(path)
+    with pytest.raises(IkdError, match=f"train/ant/{path.name} has more than 8 bits a channel"):
+        load(root)
+
+
+def test_what_may_not_be_read_is_not_called_missing(tmp_path, load, monkeypatch):
+    """Who is told to delete it loses a good file. (As root everything may be read, so it is only said.)"""
+
+    def refuses(*given, **more):
+        raise PermissionError(13, "Permission denied")
+
+    root = write_folders(tmp_path / "set")
+    with monkeypatch.context() as denied:
+        denied.setattr(Image, "open", refuses)
+        with pytest.raises(IkdError, match="^train/ant/.* may not be read; change its permissions$"):
+            load(root)
+    with monkeypatch.context() as denied:
+        denied.setattr(os, "scandir", refuses)
+        with pytest.raises(IkdError, match="^.*set/train may not be read"):
+            load(root)
+    official = write_official(tmp_path / "official")
+    bless(monkeypatch, official)
+    with monkeypatch.context() as denied:
+        denied.setattr(Path, "read_bytes", refuses)
+        with pytest.raises(IkdError, match="^.*cifar-100-python/meta may not be read"):
+            load(official)
+    (tmp_path / "cifar-100-python.tar.gz").touch()
+    with monkeypatch.context() as denied:
+        denied.setattr(tarfile, "open", refuses)
+        with pytest.raises(IkdError, match="^.*tar.gz may not be read"):
+            load(tmp_path / "cifar-100-python.tar.gz")
+
+
+def test_a_file_name_that_is_not_utf_8(tmp_path, load):
+    root = write_folders(tmp_path / "set")
+    path = sorted((root / "train/ant").iterdir())[0]
+    os.rename(path, os.fsencode(path.parent) + b"/caf\xe9.png")
+    assert len(load(root).train) == 12
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp"])

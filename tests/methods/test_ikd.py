@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import socket
 import warnings
@@ -253,6 +254,23 @@ def test_phases_are_what_a_step_computes():
         assert [phases[source, epoch] for epoch in (1, 2, 3)] == ["", "pull", "pull"]
     assert [phases["views", epoch] for epoch in (1, 2, 3)] == ["observe", "pull", "pull"]
     assert [phases["running", epoch] for epoch in (1, 2, 3)] == ["observe", "observe+pull", "observe+pull"]
+
+
+def test_without_means_there_is_no_loss():
+    """It would be 0: who forgets `finish`, or resumes without its state, would train without the term."""
+    teacher, student, target = draw(9)
+    ikd = IKD(C)
+    for _ in range(2):
+        with pytest.raises(IkdError, match="no class means yet; finish.. after the first epoch, or load"):
+            ikd(student, target)
+        ikd.observe(teacher, target)
+    stopped, resumed = copy.deepcopy(ikd.state_dict()), IKD(C)
+    resumed.load_state_dict(stopped)
+    with pytest.raises(IkdError, match="no class means yet"):
+        resumed(student, target)  # it was stopped inside the first epoch
+    ikd.finish()
+    resumed.load_state_dict(ikd.state_dict())
+    assert float(resumed(student, target)) == float(ikd(student, target)) > 0
 
 
 def test_running_means_warn_once_of_a_class_nobody_sees():

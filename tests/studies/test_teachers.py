@@ -42,8 +42,25 @@ def test_a_given_teacher_is_found(studies, tmp_path, place):
 
 
 def test_a_folder_without_the_teacher_leaves_it_to_be_trained(studies, tmp_path):
+    """And says so: a misspelt file would be replaced by hours of training without a word."""
     torch.save(weights("resnet20", 0), tmp_path / "resnet20.pth")
-    assert located(studies, tmp_path) is None
+    with pytest.warns(UserWarning, match="TEACHERS has no resnet14.pth; .* holds resnet20.pth"):
+        assert located(studies, tmp_path) is None
+
+
+def test_of_the_epochs_that_repdistiller_saves_the_last_teaches(studies, tmp_path):
+    """By name 40 comes after 240, and 120 before both."""
+    folder = tmp_path / "resnet14_vanilla"
+    folder.mkdir()
+    for epoch in (40, 120, 200, 240):
+        torch.save({"model": weights("resnet14", epoch)}, folder / f"ckpt_epoch_{epoch}.pth")
+    assert located(studies, tmp_path).sha256 == digest(weights("resnet14", 240))
+    (folder / "ckpt_epoch_240.pth").unlink()
+    with pytest.raises(IkdError, match="has ckpt_epoch_120.pth, .*and not ckpt_epoch_240.pth; keep the one"):
+        located(studies, tmp_path)
+    for epoch in (120, 40):
+        (folder / f"ckpt_epoch_{epoch}.pth").unlink()
+    assert located(studies, tmp_path).sha256 == digest(weights("resnet14", 200)), "it is alone there"
 
 
 def test_a_folder_that_is_not_there_is_named(studies, tmp_path):

@@ -322,6 +322,26 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tiny, tmp_path, monkeypatch):
         json.loads(path.read_text(), parse_constant=pytest.fail)
 
 
+@pytest.mark.parametrize("epoch", [2, 3])
+def test_weights_that_the_last_step_of_an_epoch_breaks(tiny, tmp_path, monkeypatch, epoch):
+    """Its loss was that of the weights before it. Such a run did not finish, and what is saved stays good."""
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    made = tiny.trainer(tmp_path, tiny.spec("ce"))
+    do, steps = made._do_step, made.loader.steps
+
+    def breaks(inputs):
+        do(inputs)
+        if (made.epoch, made.step) == (epoch, steps - 1):
+            next(made.student.parameters()).data.fill_(math.nan)
+
+    made._do_step = breaks
+    assert made.spec.recipe.epochs == 3 and made.train()["status"] == "diverged"
+    assert made.run.result["diverged"] == {"epoch": epoch, "step": steps} and not made.run.weights.exists()
+    assert len(made.run.history) == epoch - 1
+    kept = load_file(made.run.checkpoint)
+    assert all(bool(value.isfinite().all()) for value in kept.values() if value.is_floating_point())
+
+
 def test_the_last_good_checkpoint_outlives_a_divergence(tiny, tmp_path, monkeypatch):
     spec = tiny.spec("ce")
     good = tiny.train_until(tmp_path, spec, 2, 0).run.checkpoint.read_bytes()

@@ -50,8 +50,7 @@ def locate(
             raise IkdError(f"teachers: {given} is not a folder; give one that holds {architecture}.pth")
         if (path := _given(given, architecture)) is not None:
             return TeacherFile(path, _digest(path, path.stat().st_mtime_ns, architecture, num_classes))
-        names = ", ".join(sorted(path.name for path in given.iterdir())[:6]) or "nothing"
-        warnings.warn(f"TEACHERS has no {architecture}.pth; {given} holds {names}", stacklevel=2)
+        _say_it_is_missing(given, architecture)
     for candidate in specs:
         path = own / f"{candidate.run_id}.safetensors"
         if path.exists():
@@ -71,6 +70,13 @@ def _given(folder: Path, architecture: str) -> Path | None:
             f"teachers: {last.parent} has {names}, and not {last.name}; keep the one that is meant"
         )
     return found[0] if found else None
+
+
+@lru_cache  # a study asks again and again
+def _say_it_is_missing(folder: Path, architecture: str) -> None:
+    names = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
+    words = f"TEACHERS has no {architecture}.pth ({folder} holds {names}): one trained here is used"
+    warnings.warn(words, stacklevel=3)
 
 
 def keep(run: Run, own: Path, num_classes: int) -> Path:

@@ -3,8 +3,9 @@
 Order and views of an epoch are known before its first step, so the teacher's logits are too. They form
 one *slab* [N, C] per (teacher, data, augmentation, seed, epoch, precision), in the order of the epoch:
 a file that any number of runs and processes share, whatever their method. A computed slab is rounded to
-the stored dtype before it is used, so a hit equals a miss to the bit. Runs of one seed that go on side by
-side share the work too: while one computes an epoch's slab, the next run computes a later epoch's.
+the stored dtype before it is used, so a hit equals a miss to the bit, as long as the same kernels computed
+it (compiled or not, another thread count, torch or processor: that is rounding). Runs of one seed that go on
+side by side share the work too: while one computes an epoch's slab, the next computes a later epoch's.
 """
 
 from __future__ import annotations

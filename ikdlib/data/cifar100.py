@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import tarfile
 from collections import Counter
@@ -71,7 +72,13 @@ def decode(root: str | Path | None = None, cache: str | Path | None = None) -> D
     Raises:
         IkdError: nothing of this is there, or it may not be read, is damaged, incomplete or another data set.
     """
-    root = ROOT if root is None else Path(root)
+    try:
+        return _decode(ROOT if root is None else Path(root), cache)
+    except PermissionError as error:  # told to delete it, as what is missing or damaged, one would lose it
+        raise IkdError(f"{error.filename} may not be read; change its permissions") from error
+
+
+def _decode(root: Path, cache: str | Path | None) -> Decoded:
     if folders.is_root(root) and (root / "train").is_dir():
         return _from_folders(root, cache)
     for folder in (root / FOLDER, root):
@@ -135,12 +142,10 @@ def _from_folders(root: Path, cache: str | Path | None) -> Decoded:
                     f"{split}/{name} of {root} has {counts[name]} images and CIFAR-100 {wanted}; "
                     "unpack all of it into one folder, each image once"
                 )
-    place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
-    whole = caching.fetch(f"cifar100-{place}", listing.key, lambda: folders.decode(listing), cache)
-    height, width = whole.train.images.shape[1:3]
-    if (height, width) != (SIDE, SIDE):
-        raise IkdError(f"{root}: images of {width}x{height} pixels; those of CIFAR-100 have {SIDE}x{SIDE}")
-    return whole
+    if (size := folders.size(listing)) != f"{SIDE}x{SIDE}":  # the others are compared with it
+        raise IkdError(f"{root}: images of {size} pixels; those of CIFAR-100 have {SIDE}x{SIDE}")
+    place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]
+    return caching.fetch(f"cifar100-{place}", listing.key, lambda: folders.decode(listing), cache)
 
 
 def _from_archive(archive: Path) -> Decoded:
@@ -151,8 +156,8 @@ def _from_archive(archive: Path) -> Decoded:
                 folder, _, name = member.name.removeprefix("./").rpartition("/")
                 if folder == FOLDER and member.isfile() and name in ("train", "test", "meta"):
                     files[name] = tar.extractfile(member).read()  # type: ignore[union-attr]
-    except PermissionError as error:
-        raise IkdError(f"{archive} may not be read; change its permissions") from error
+    except PermissionError:
+        raise
     except (tarfile.TarError, EOFError, OSError) as error:
         raise IkdError(
             f"{archive} cannot be unpacked ({error}): the download was cut off or is another file; delete it "
@@ -172,8 +177,8 @@ def _official(read: Callable[[str], bytes], where: str) -> Decoded:
     for name in ("meta", "train", "test"):
         try:
             raw = read(name)
-        except PermissionError as error:
-            raise IkdError(f"{where}/{name} may not be read; change its permissions") from error
+        except PermissionError:
+            raise
         except (OSError, KeyError) as error:
             raise IkdError(f"{where} has no file {name!r}; delete it and run `make data`") from error
         if _md5(raw) != want[name]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -50,6 +50,7 @@ def scan(root: str | Path) -> Listing:
     Raises:
         IkdError: no such folder, a split missing or empty, a class without images, or a class that only one
             of the splits has.
+        PermissionError: of a folder or file that may not be read.
     """
     root = Path(root)
     if not root.is_dir():
@@ -58,7 +59,7 @@ def scan(root: str | Path) -> Listing:
     for split in SPLITS:
         if not (root / split).is_dir():
             raise IkdError(f"{root} has no {split}/; it should hold train/<class>/ and test/<class>/ images")
-        with _listed(root / split) as entries:
+        with os.scandir(root / split) as entries:
             folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
         if not folders:
             raise IkdError(f"{root / split} is empty; it should hold one folder of images for each class")
@@ -88,22 +89,24 @@ def decode(listing: Listing) -> Decoded:
     """Decode every image of a listing, in threads (PIL decodes outside the interpreter's lock).
 
     Raises:
-        IkdError: an image that cannot be read, or of another size than the first; named relative to the root.
+        IkdError: an image that cannot be decoded, or of another size than the first; its name in the root.
+        PermissionError: of an image that may not be read.
     """
-    first = listing.files[SPLITS[0]][0][1]
-    splits = {split: _decode_split(listing, split, first) for split in SPLITS}
+    splits = {split: _decode_split(listing, split) for split in SPLITS}
     return decoded(listing.classes, splits["train"], splits["test"])
 
 
-def _listed(folder: Path) -> Any:
-    try:
-        return os.scandir(folder)
-    except PermissionError as error:
-        raise IkdError(f"{folder} may not be read; change its permissions") from error
+def size(listing: Listing) -> str:
+    """Width and height of the first training image, as ``32x32``; `decode` refuses any other beside it."""
+    return _size(_pixels(_first(listing), listing.root).shape)
+
+
+def _first(listing: Listing) -> Path:
+    return listing.files[SPLITS[0]][0][1]
 
 
 def _images(folder: Path, where: str) -> list[os.DirEntry[str]]:
-    with _listed(folder) as entries:
+    with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
     images = [entry for entry in visible if os.path.splitext(entry.name)[1].lower() in SUFFIXES]
     if not images:
@@ -112,11 +115,12 @@ def _images(folder: Path, where: str) -> list[os.DirEntry[str]]:
     return sorted(images, key=lambda entry: entry.name)
 
 
-def _decode_split(listing: Listing, split: str, like: Path) -> ImageSet:
+def _decode_split(listing: Listing, split: str) -> ImageSet:
     import numpy as np
     from tqdm.auto import tqdm
 
     files = listing.files[split]
+    like = _first(listing)
     first = _pixels(like, listing.root)
     images = np.empty((len(files), *first.shape), np.uint8)
 
@@ -151,21 +155,21 @@ def _each(work: Callable[[int], int], items: Sequence[int], done: Callable[[int]
 
 
 def _pixels(path: Path, root: Path) -> np.ndarray:
-    """uint8 [H, W, 3] of one file; grey-scale and palettes become RGB, more than 8 bits are refused."""
+    """uint8 [H, W, 3] of one file; grey-scale and palettes become RGB."""
     import numpy as np
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            if image.mode[0] not in "IF":  # 16 or 32 bits: PIL would clip them, to white as a rule
+            if image.mode[0] not in "IF":  # grey of 16 or 32 bits PIL would clip, to white as a rule
                 return np.asarray(image.convert("RGB"))
-    except PermissionError as error:
-        raise IkdError(f"{path.relative_to(root)} may not be read; change its permissions") from error
+    except PermissionError:
+        raise
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ... by format
         raise IkdError(
             f"{path.relative_to(root)} cannot be read as an image (truncated or damaged?): unpack it again"
         ) from error
-    raise IkdError(f"{path.relative_to(root)} has more than 8 bits a channel; convert it to 8")
+    raise IkdError(f"{path.relative_to(root)} is grey of more than 8 bits; convert it to 8")
 
 
 def _size(shape: Sequence[int]) -> str:

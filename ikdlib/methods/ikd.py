@@ -71,8 +71,7 @@ class IKD(nn.Module):
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("means", torch.zeros(num_classes, num_classes))
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
-        self.has_means = False
-        self.register_load_state_dict_post_hook(IKD._loaded)
+        self._has_means = False
 
     @torch.no_grad()
     def observe(self, teacher_logits: Tensor, target: Tensor) -> None:
@@ -90,20 +89,17 @@ class IKD(nn.Module):
             distributed.all_reduce(counts)
         self.seen.copy_(counts > 0)
         self.means.copy_(self.control(sums / counts.clamp(min=1)[:, None], self.temperature))
-        self.has_means = True
+        self._has_means = bool(self.seen.any())
         unseen = (~self.seen).nonzero().flatten().tolist()
         if unseen and first:
             warnings.warn(f"no image of classes {unseen} was seen: they get no IKD term", stacklevel=2)
 
     def forward(self, student_logits: Tensor, target: Tensor) -> Tensor:
         """The weighted term: ``student_logits`` [N, C], ``target`` [N] -> scalar."""
-        if not self.has_means:  # it would be 0, and the run one without the term
+        if not self._has_means and not self.seen.any():  # it would be 0, and the run one without the term
             raise IkdError("IKD: no class means yet; finish() after the first epoch, or load its state_dict")
+        self._has_means = True  # loaded, or sent by another process
         return self.weight * ikd_loss(student_logits, self.means, self.seen, target, self.temperature)
-
-    @staticmethod
-    def _loaded(self: IKD, keys: object) -> None:
-        self.has_means = bool(self.seen.any())
 
 
 class WithIKD(Method):

@@ -152,8 +152,11 @@ def term_mends_confidence(table: Table) -> Iterator[Finding]:
         yield Finding(f"{words}, points of probability", d, d.verdict)
         if words in more:
             low, beyond = more[words][0], beyond_of[words]
-            verdict = "undecided" if beyond.verdict == "supported" != d.verdict else beyond.verdict
-            yield Finding(f"{words}, minus the same at T = {low:g}, points of probability", beyond, verdict)
+            told = f"{words}, minus the same at T = {low:g}, points of probability"
+            if beyond.verdict == "supported" != d.verdict:
+                yield Finding(f"{told} (but the first is not surely above zero)", beyond, "undecided")
+            else:
+                yield Finding(told, beyond, beyond.verdict)
 
 
 def not_studied(table: Table) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ is committed is what taught. ``TEACHERS=DIR`` wins over the project's own.
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ def locate(
     """The file of a teacher, or None where it must be trained first.
 
     ``given`` (TEACHERS) may hold ``resnet56.pth``, ``resnet56.safetensors``, or RepDistiller's
-    ``resnet56_vanilla/ckpt_epoch_240.pth``; where it holds none of them, that is said once. ``own``
+    ``resnet56_vanilla/ckpt_epoch_240.pth``; where it holds none of them, that is said. ``own``
     (``results/teachers``) holds what was trained here, by run id: the first of ``specs`` that is there.
 
     Raises:
@@ -74,7 +75,7 @@ def _given(folder: Path, architecture: str) -> Path | None:
 
 @lru_cache  # a study asks again and again
 def _say_it_is_missing(folder: Path, architecture: str) -> None:
-    names = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
+    names = ", ".join(sorted(os.listdir(folder))[:6]) or "nothing"
     words = f"TEACHERS has no {architecture}.pth ({folder} holds {names}): one trained here is used"
     warnings.warn(words, stacklevel=3)
 

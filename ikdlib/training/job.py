@@ -160,7 +160,7 @@ def _train(job: Job, device: torch.device, stop: Stop, say: Callable[[str], None
             "the same command goes on from there")  # fmt: skip
         return 128 + (stop.signal or signal.SIGTERM)
     if result["status"] == "diverged":
-        say(f"{spec.run_id}: diverged, the loss is not a number (epoch {result['diverged']['epoch']}); "
+        say(f"{spec.run_id}: diverged, loss or weights are no numbers (epoch {result['diverged']['epoch']}); "
             f"its last good checkpoint stays")  # fmt: skip
         return 3
     say(f"{spec.run_id}: top-1 {result['last']['top1']:.2f} % in the last epoch, "

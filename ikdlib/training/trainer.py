@@ -47,7 +47,7 @@ class Interrupted(Exception):
 
 
 class Diverged(Exception):
-    """The loss is no longer a number."""
+    """The loss, or a weight, is no longer a number."""
 
 
 class Trainer:

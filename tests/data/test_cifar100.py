@@ -285,6 +285,7 @@ def test_images_of_another_size_are_refused(tmp_path, load, splits):
     alone = "test/ant/.* is 24x20 pixels, but train/ant/.* is 32x32"
     with pytest.raises(IkdError, match=both if len(splits) == 2 else alone):
         load(root)
+    assert not list((tmp_path / "cache").glob("*.safetensors"))
 
 
 def test_an_image_of_16_bits_is_refused(tmp_path, load):
@@ -292,23 +293,27 @@ def test_an_image_of_16_bits_is_refused(tmp_path, load):
     root = write_folders(tmp_path / "set")
     path = sorted((root / "train/ant").iterdir())[0]
     Image.fromarray((np.arange(1024, dtype=np.uint16) * 60).reshape(32, 32)).save(path)
-    with pytest.raises(IkdError, match=f"train/ant/{path.name} has more than 8 bits a channel"):
+    with pytest.raises(IkdError, match=f"train/ant/{path.name} is grey of more than 8 bits"):
         load(root)
 
 
 def test_what_may_not_be_read_is_not_called_missing(tmp_path, load, monkeypatch):
     """Who is told to delete it loses a good file. (As root everything may be read, so it is only said.)"""
 
-    def refuses(*given, **more):
-        raise PermissionError(13, "Permission denied")
+    def refuses(path, *given, **more):
+        raise PermissionError(13, "Permission denied", str(path))
 
     root = write_folders(tmp_path / "set")
     with monkeypatch.context() as denied:
         denied.setattr(Image, "open", refuses)
-        with pytest.raises(IkdError, match="^train/ant/.* may not be read; change its permissions$"):
+        with pytest.raises(IkdError, match="^.*train/ant/.* may not be read; change its permissions$"):
             load(root)
     with monkeypatch.context() as denied:
         denied.setattr(os, "scandir", refuses)
+        with pytest.raises(IkdError, match="^.*set/train may not be read"):
+            load(root)
+    with monkeypatch.context() as denied:
+        denied.setattr(Path, "is_dir", refuses)
         with pytest.raises(IkdError, match="^.*set/train may not be read"):
             load(root)
     official = write_official(tmp_path / "official")
@@ -329,6 +334,9 @@ def test_a_file_name_that_is_not_utf_8(tmp_path, load):
     path = sorted((root / "train/ant").iterdir())[0]
     os.rename(path, os.fsencode(path.parent) + b"/caf\xe9.png")
     assert len(load(root).train) == 12
+    moved = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.rename(root, moved)
+    assert len(load(Path(moved)).train) == 12
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp"])

@@ -147,7 +147,7 @@ def said_in_31(top1, held_out) -> list[str]:
     gain = held_out["dkd+ikd"] - held_out["dkd"]
     return [
         f"{PAIR} dkd+ikd: λ = 6.5 minus λ = 0, the best of the 1 others: {gain:+.2f} (n=1): undecided",
-        f"{PAIR} nkd+ikd: not run",
+        f"{PAIR} nkd+ikd: nothing to compare λ = 6 with",
     ]
 
 

@@ -82,9 +82,7 @@ def even_rest(means: Tensor, T: float) -> Tensor:
     log_p = (means.double() / T).log_softmax(1)
     own, others = log_p.diagonal(), log_p.clone().fill_diagonal_(-torch.inf)
     each = others.logsumexp(1) - math.log(means.shape[1] - 1)  # log(1 - p), exact for p next to 1 too
-    logits = each[:, None].repeat(1, means.shape[1])
-    logits.diagonal().copy_(own)
-    return (T * logits).to(means)
+    return _others_alike(own, each, T).to(means)
 
 
 def smoothed(means: Tensor, T: float) -> Tensor:
@@ -105,9 +103,14 @@ def smoothed(means: Tensor, T: float) -> Tensor:
         above = _entropy(middle, others) > entropy
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
     log_eps = (low + high) / 2
-    logits = (log_eps - math.log(others))[:, None].repeat(1, others + 1)
-    logits.diagonal().copy_(torch.log1p(-log_eps.exp()))
-    return (T * logits).to(means)
+    return _others_alike(torch.log1p(-log_eps.exp()), log_eps - math.log(others), T).to(means)
+
+
+def _others_alike(log_own: Tensor, log_other: Tensor, T: float) -> Tensor:
+    """Logits [C, C] of a log-probability a class, [C], and that of each other class beside it, [C]."""
+    logits = log_other[:, None].repeat(1, len(log_own))
+    logits.diagonal().copy_(log_own)
+    return T * logits
 
 
 def _entropy(log_eps: Tensor, others: int) -> Tensor:

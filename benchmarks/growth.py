@@ -29,19 +29,20 @@ from ikdlib.training.job import choose_device
 JOBS, BATCHES, CLASSES = (1, 2, 4, 8), (16, 32, 64, 128, 256), (100, 200, 1000)
 
 
-def spec(student: str, batch_size: int = 64, term: bool = True) -> RunSpec:
+def spec(student: str, batch_size: int = 64, term: bool = True, precision: str = "fp32") -> RunSpec:
     return RunSpec(
         data="cifar100", data_sha256="0" * 64, student=student, teacher="resnet56", teacher_sha256="0" * 64,
         method=MethodSpec(name="dkd", ikd=IKDSettings() if term else None),
-        recipe=Recipe(batch_size=batch_size), seed=0,
+        recipe=Recipe(batch_size=batch_size, precision=precision), seed=0,
     )  # fmt: skip
 
 
 def term_share(student: str, classes: int, device: torch.device, rounds: int = 15) -> float:
     """Per cent of a training step that the IKD term takes, forward and backward."""
-    step = synthetic_step(spec(student), classes, 32, 32, device)
-    if device.type == "cuda":
-        without = synthetic_step(spec(student, term=False), classes, 32, 32, device)
+    on_gpu = device.type == "cuda"
+    step = synthetic_step(spec(student), classes, 32, 32, device, compile=on_gpu)
+    if on_gpu:
+        without = synthetic_step(spec(student, term=False), classes, 32, 32, device, compile=True)
         seconds = _alternately({"step": step, "without": without}, device, rounds, steps=100)
         return 100 * (1 - seconds["without"] / seconds["step"])
     term = IKD(classes).to(device)

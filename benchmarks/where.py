@@ -48,7 +48,7 @@ class Clock:
         setattr(owner, name, timed)
 
 
-def parts(student: str, rounds: int) -> list[dict[str, Any]]:
+def parts(student: str, precision: str, rounds: int) -> list[dict[str, Any]]:
     """Median milliseconds of each part of a step on the CPU."""
     clock, made = Clock(), []
     build = training_step.TrainStep.__init__
@@ -65,7 +65,7 @@ def parts(student: str, rounds: int) -> list[dict[str, Any]]:
     training_step.TrainStep.__init__ = watched
     clock.around(torch.Tensor, "backward", "backward")
     try:
-        step = synthetic_step(spec(student), 100, 32, 32, torch.device("cpu"))
+        step = synthetic_step(spec(student, precision=precision), 100, 32, 32, torch.device("cpu"))
         seen = []
         for number in range(rounds + 5):
             clock.spent = dict.fromkeys(PARTS, 0.0)
@@ -89,11 +89,12 @@ def parts(student: str, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def kernels(student: str, device: torch.device, most: int = 12) -> list[dict[str, Any]]:
+def kernels(student: str, precision: str, device: torch.device, most: int = 12) -> list[dict[str, Any]]:
     """The operators (CPU) or kernels (GPU) that take most of a step, milliseconds a step."""
     from torch.profiler import ProfilerActivity, profile
 
-    step = synthetic_step(spec(student), 100, 32, 32, device)
+    given = spec(student, precision=precision)
+    step = synthetic_step(given, 100, 32, 32, device, compile=device.type == "cuda")
     for _ in range(6):
         step()
     settle(device)
@@ -114,8 +115,13 @@ def kernels(student: str, device: torch.device, most: int = 12) -> list[dict[str
 
     events = sorted(watched.key_averages(), key=own, reverse=True)
     total = sum(map(own, events))
-    busy = {"student": student, "kind": "device busy", "name": "all", "ms": round(total / steps / 1000, 3)}
-    rows = [{**busy, "percent": round(total / wall / 1e4, 2)}] if device.type == "cuda" else []
+    rows = []
+    if device.type == "cuda":
+        started = round(sum(event.count for event in events) / steps)
+        rows.append({
+            "student": student, "kind": "device busy", "name": f"{started} kernels a step",
+            "ms": round(total / steps / 1000, 3), "percent": round(total / wall / 1e4, 2),
+        })  # fmt: skip
     for event in events[:most]:
         rows.append({
             "student": student, "kind": "kernel", "name": event.key,
@@ -133,7 +139,7 @@ def chart(table: pd.DataFrame, machine: str) -> plt.Figure:
     wide = wide.loc[rows["student"].unique()[::-1], rows["name"].unique()]
     axes = wide.plot.barh(stacked=True, figsize=(9, 3.2), width=0.7, colormap="cividis", ylabel="")
     axes.set_xlabel("per cent of a training step")
-    axes.set_title(f"dkd+ikd, batch 64, fp32, {machine}", fontsize=9)
+    axes.set_title(f"dkd+ikd, batch 64, {machine}", fontsize=9)
     axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1.0, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     axes.figure.tight_layout()
@@ -146,17 +152,19 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--precision", help="fp32 or bf16; if left out fp32, on a GPU bf16")
     parser.add_argument("--results", type=Path, default=Path("results"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device, rows = choose_device(options.device), []
+    precision = options.precision or ("bf16" if device.type == "cuda" else "fp32")
     for pair in options.pairs.split(","):
         student = pair.split("/")[1]
-        rows += parts(student, options.rounds) if device.type == "cpu" else []
-        rows += kernels(student, device)
+        rows += parts(student, precision, options.rounds) if device.type == "cpu" else []
+        rows += kernels(student, precision, device)
         print(pd.DataFrame(rows)[lambda t, s=student: t["student"] == s].to_string(index=False), flush=True)
-    table, machine = pd.DataFrame(rows), machine_words(device, options.threads)
-    save(table, chart(table, machine), options.results, "where", device, machine)
+    table, machine = pd.DataFrame(rows).assign(precision=precision), machine_words(device, options.threads)
+    save(table, chart(table, f"{precision}, {machine}"), options.results, "where", device, machine)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def where(monkeypatch):
 
 def test_the_parts_of_a_step_are_all_of_it_and_the_trainer_is_left_as_it_was(where):
     backward, build = torch.Tensor.backward, training_step.TrainStep.__init__
-    rows = {row["name"]: row for row in where.parts("resnet8", rounds=3)}
+    rows = {row["name"]: row for row in where.parts("resnet8", "fp32", rounds=3)}
     assert set(rows) == set(where.PARTS)
     assert 80 < sum(row["percent"] for row in rows.values()) < 120, "medians of parts, not parts of a median"
     assert rows["backward"]["ms"] > rows["SGD"]["ms"] > 0, "a convolution network spends its time backwards"
@@ -87,7 +87,7 @@ def test_the_parts_of_a_step_are_all_of_it_and_the_trainer_is_left_as_it_was(whe
 
 
 def test_kernels_are_named(where):
-    names = [row["name"] for row in where.kernels("resnet8", torch.device("cpu"))]
+    names = [row["name"] for row in where.kernels("resnet8", "fp32", torch.device("cpu"))]
     assert "aten::convolution_backward" in names[:2]
 
 

@@ -79,9 +79,9 @@ def _bench(options: argparse.Namespace) -> int:
         throughput.take_part(throughput.Trial.from_json(sys.stdin.readline()))
         return 0
     study = Study(study_settings(options))
-    classes, height, width, _ = data.shape(study.profile.data)
+    classes, height, width, images = data.shape(study.profile.data)
     spec = study.synthetic_spec(study.pairs[0], study.methods[-1])
-    table = throughput.compare(spec, (classes, height, width), choose_device(options.device))
+    table = throughput.compare(spec, (classes, height, width), choose_device(options.device), images)
     print(table.to_string(index=False, float_format="{:.0f}".format))
     print(f"{study.pairs[0]} {spec.method}: {throughput.best(table)} at once give most images a second")
     return 0

@@ -72,6 +72,12 @@ class IKD(nn.Module):
         self.register_buffer("means", torch.zeros(num_classes, num_classes))
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
         self._has_means = False
+        self.register_load_state_dict_post_hook(IKD._look)
+
+    @staticmethod
+    def _look(loaded: IKD, keys: object) -> None:
+        # Here, so that no training step has to wait for the answer, or be compiled anew when it is there.
+        loaded._has_means = bool(loaded.seen.any())
 
     @torch.no_grad()
     def observe(self, teacher_logits: Tensor, target: Tensor) -> None:
@@ -98,7 +104,7 @@ class IKD(nn.Module):
         """The weighted term: ``student_logits`` [N, C], ``target`` [N] -> scalar."""
         if not self._has_means and not self.seen.any():  # it would be 0, and the run one without the term
             raise IkdError("IKD: no class means yet; finish() after the first epoch, or load its state_dict")
-        self._has_means = True  # loaded, or sent by another process
+        self._has_means = True  # sent by another process
         return self.weight * ikd_loss(student_logits, self.means, self.seen, target, self.temperature)
 
 

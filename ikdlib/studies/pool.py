@@ -18,6 +18,7 @@ from ikdlib.errors import WARNING, IkdError
 from ikdlib.provenance import usable_cores
 from ikdlib.studies import children, memory, throughput
 from ikdlib.studies.children import Child
+from ikdlib.studies.gpu_server import GpuServer
 from ikdlib.studies.variants import variant_of
 from ikdlib.training.job import Job, choose_device
 
@@ -34,12 +35,14 @@ class Slots:
         threads: of each child on the CPU.
         share: the part of a GPU's memory that is each child's.
         gpus: names of the GPUs, where there are several to go round.
+        packed: several children on one GPU.
     """
 
     workers: int
     threads: int = 1
     share: float = 1.0
     gpus: tuple[str, ...] = ()
+    packed: bool = False
 
     @property
     def environment(self) -> dict[str, str]:
@@ -57,7 +60,9 @@ class LocalPool(Executor):
 
     def __init__(self, slots: Slots):
         self.slots, self.owner = slots.workers, uuid4().hex
-        self.environment, self.code = slots.environment, ""
+        self._server = GpuServer() if slots.packed else None
+        self.shares_gpu = self._server.environment if self._server else {}
+        self.environment, self.code = slots.environment | self.shares_gpu, ""
         children.gpus = slots.gpus
         self._threads = ThreadPoolExecutor(slots.workers)
 
@@ -72,10 +77,12 @@ class LocalPool(Executor):
     def stop(self) -> None:
         """Ask all children to save and end; start no more; return when they have ended."""
         children.stop(self.owner)
-        self._threads.shutdown(cancel_futures=True)
+        self.shutdown(cancel_futures=True)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._threads.shutdown(wait, cancel_futures=cancel_futures)
+        if wait and self._server:
+            self._server.close()
 
 
 def share_out(wanted: int, device_name: str, count: int) -> Slots:
@@ -87,7 +94,8 @@ def share_out(wanted: int, device_name: str, count: int) -> Slots:
     if workers > 1:
         workers = memory.fitting(workers, device, len(gpus) or 1)
     share = memory.gpu_share(-(-workers // (len(gpus) or 1)), device)
-    return Slots(workers, max(1, cores // workers), share, gpus if len(gpus) > 1 else ())
+    packed = device.type == "cuda" and workers > len(gpus)
+    return Slots(workers, max(1, cores // workers), share, gpus if len(gpus) > 1 else (), packed)
 
 
 def _gpus() -> tuple[str, ...]:
@@ -139,7 +147,7 @@ def run_all(
 
 def _child(job: Job, pool: LocalPool) -> Child:
     arguments = ("ikdlib", "train", "--job", "-")
-    return Child(arguments, job.model_dump_json(), job.run.folder / "log.txt", pool.owner)
+    return Child(arguments, job.model_dump_json(), job.run.folder / "log.txt", pool.owner, pool.shares_gpu)
 
 
 def default_workers(jobs: list[Job]) -> int:
@@ -154,7 +162,7 @@ def default_workers(jobs: list[Job]) -> int:
     epochs = sum(job.spec.recipe.epochs for job in jobs)
     if len(jobs) > gpus and epochs * images / spec.recipe.batch_size >= MEASURED_FROM_STEPS:
         kept = default_folder() / "jobs.json"
-        return gpus * throughput.choose(spec, (classes, height, width), jobs[0].device, kept)
+        return gpus * throughput.choose(spec, (classes, height, width), images, jobs[0].device, kept)
     return min(len(jobs), usable_cores() if device.type == "cpu" else gpus)
 
 

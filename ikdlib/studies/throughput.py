@@ -25,7 +25,8 @@ from ikdlib.data.views import Views
 from ikdlib.errors import IkdError
 from ikdlib.provenance import usable_cores
 from ikdlib.spec import RunSpec, Settings
-from ikdlib.studies import memory
+from ikdlib.studies import gpu_server, memory
+from ikdlib.training.compiled import PAYS_FROM_STEPS
 from ikdlib.training.evaluate import settle
 from ikdlib.training.graphs import WARM_UP, GraphedStep
 from ikdlib.training.job import choose_device
@@ -46,12 +47,16 @@ class Trial(Settings):
     device: str
     threads: int
     seconds: float = SECONDS
+    compile: bool = False
 
 
 def synthetic_step(
-    spec: RunSpec, classes: int, height: int, width: int, device: torch.device
+    spec: RunSpec, classes: int, height: int, width: int, device: torch.device, compile: bool = False
 ) -> Callable[[], None]:
-    """A spec's training step, in the phase it spends its time in, on the same noise again and again."""
+    """A spec's training step, in the phase it spends its time in, on the same noise again and again.
+
+    ``compile``: as a long run does on a GPU.
+    """
     set_switches(spec.deterministic)
     student = models.build(spec.student, classes).to(device, memory_format=torch.channels_last)
     method = methods.build(spec.method, classes).to(device)
@@ -60,6 +65,7 @@ def synthetic_step(
     views = Views(4, height, width, (0.5,) * 3, (0.25,) * 3, device)
     step = TrainStep(student, method, spec.recipe, views, device)
     step.begin_epoch(2, 1e-4)
+    step.compiles = compile
     n = spec.recipe.batch_size
     inputs = Inputs(
         pixels=torch.randint(0, 256, (n, height, width, 3), dtype=torch.uint8).to(device),
@@ -77,7 +83,7 @@ def take_part(given: Trial) -> None:
     """The child's side: ready, then steps until the time is over; what it measured as a line of JSON."""
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
-    step = synthetic_step(given.spec, given.classes, given.height, given.width, device)
+    step = synthetic_step(given.spec, given.classes, given.height, given.width, device, given.compile)
 
     for _ in range(WARM_UP + 1):
         step()
@@ -107,14 +113,18 @@ def measure(given: Trial, count: int) -> dict[str, float]:
     """
     from ikdlib.studies.children import ENVIRONMENT
 
+    with gpu_server.shared(given.device.startswith("cuda") and count > 1) as environment:
+        return _together(given, count, {**ENVIRONMENT, **os.environ, **environment})
+
+
+def _together(given: Trial, count: int, environment: dict[str, str]) -> dict[str, float]:
     command = [sys.executable, "-m", "ikdlib", "bench", "--trial", "-"]
     children: list[subprocess.Popen] = []
     try:
         for _ in range(count):
             children.append(
                 subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                    env={**ENVIRONMENT, **os.environ},
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
                 )
             )  # fmt: skip
         for text, expected, verb in ((given.model_dump_json(), "ready", "start"), ("go", "{", "last")):
@@ -139,14 +149,19 @@ def measure(given: Trial, count: int) -> dict[str, float]:
     return {"jobs": count, "threads": given.threads, "images_per_second": round(rate, 1), **most}
 
 
-def compare(spec: RunSpec, shape: tuple[int, int, int], device: torch.device) -> pd.DataFrame:
+def compare(
+    spec: RunSpec, shape: tuple[int, int, int], device: torch.device, images: int = 0
+) -> pd.DataFrame:
     """A row for 1, 2, ... runs at once, until more no longer pays or fits.
 
     Args:
         spec: of a run like those to come.
         shape: classes, height, width.
+        images: of an epoch. On a GPU, steps are compiled where those of such a run would be.
     """
     cores = usable_cores()
+    steps = spec.recipe.epochs * images / spec.recipe.batch_size
+    compiles = device.type == "cuda" and steps >= PAYS_FROM_STEPS["cuda"] and not spec.deterministic
     rows: list[dict[str, float]] = []
     for count in _counts(device, cores):
         if rows and not _fits(rows[-1], count, device):
@@ -154,8 +169,9 @@ def compare(spec: RunSpec, shape: tuple[int, int, int], device: torch.device) ->
         threads = max(1, cores // count)
         classes, height, width = shape
         trial = Trial(
-            spec=spec, classes=classes, height=height, width=width, device=device.type, threads=threads
-        )
+            spec=spec, classes=classes, height=height, width=width, device=device.type, threads=threads,
+            compile=compiles,
+        )  # fmt: skip
         try:
             rows.append(measure(trial, count))
         except IkdError:
@@ -190,7 +206,9 @@ def best(table: pd.DataFrame) -> int:
     return int(chosen["jobs"])
 
 
-def choose(spec: RunSpec, shape: tuple[int, int, int], device_name: str, kept: Path, say=print) -> int:
+def choose(
+    spec: RunSpec, shape: tuple[int, int, int], images: int, device_name: str, kept: Path, say=print
+) -> int:
     """`best`, measured once for runs like ``spec`` on this kind of machine and kept in a file."""
     device = choose_device(device_name)
     machine = provenance.machine(device)
@@ -201,7 +219,7 @@ def choose(spec: RunSpec, shape: tuple[int, int, int], device_name: str, kept: P
     except (OSError, ValueError, TypeError):
         known = {}
     if key not in known:
-        known[key] = best(compare(spec, shape, device))
+        known[key] = best(compare(spec, shape, device, images))
         try:
             files.write_json(kept, known)
         except OSError:

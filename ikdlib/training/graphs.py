@@ -2,7 +2,8 @@
 
 A step of a small network is some hundred kernels of a few microseconds; starting them one by one from Python
 takes longer than running them. A graph starts them all at once. There is one for each batch size (an epoch of
-50,000 ends in a batch of 16) and each phase of the method (the IKD term observes in epoch 1, then pulls).
+50,000 ends in a batch of 16), each phase of the method (the IKD term observes in epoch 1, then pulls), and
+the step before and after it is compiled.
 
 The first `WARM_UP` steps of each kind run as they stand: real steps, in which libraries choose their
 algorithms and the optimiser makes its momenta. Nothing has to be undone, and no step is lost or done twice.
@@ -38,7 +39,7 @@ class GraphedStep:
         return len(self._graphs)
 
     def __call__(self, inputs: Inputs) -> None:
-        kind = (len(inputs.target), self.step.method.phase)
+        kind = (len(inputs.target), self.step.method.phase, self.step.compiles)
         if kind not in self._graphs:
             warm = self.can_capture and self._seen[kind] >= WARM_UP
             if not warm or not self._capture(kind, inputs):

@@ -1,11 +1,13 @@
 """One step of training, in place: views -> student -> method's parts -> loss -> SGD.
 
 Nothing in it waits for the device and nothing leaves it: losses and hits are added up where they are made.
-So the same step runs as it stands on a CPU, and is captured as a CUDA graph on a GPU (`graphs.py`).
+So the same step runs as it stands on a CPU, and is captured as a CUDA graph on a GPU (`graphs.py`), compiled
+first where a run is long enough (`compiled.py`).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
@@ -18,11 +20,14 @@ from ikdlib.data.views import Views
 from ikdlib.methods.base import Method
 from ikdlib.models import CifarModel, Outputs
 from ikdlib.spec import Recipe
+from ikdlib.training.compiled import ON_A_GPU, Compiled
 from ikdlib.training.evaluate import autocast, exact_fp32
 
 
 def set_switches(deterministic: bool) -> None:
     """torch's switches for this process: repeatable to the bit, or the fastest algorithms; fp32 is fp32."""
+    if deterministic:  # torch refuses cuBLAS without it: a workspace of its own for each stream (CUDA only)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     exact_fp32()
@@ -77,8 +82,12 @@ class TrainStep:
         forward: Callable[[Tensor], Tensor] | None = None,
     ):
         self.student, self.method, self.views, self.device = student, method, views, device
-        self.precision = recipe.precision
+        self.precision, self.batch_size = recipe.precision, recipe.batch_size
         self.forward = forward or student
+        # Set where a run is long and the method's phase will last: the next full batch compiles `losses`.
+        # All of them, on a GPU: there it is the number of kernels that counts, and half of them are losses'.
+        self.compiles = False
+        self._compiled: Compiled | None = None
         # A captured step reads the rate from the device: a number would be the captured epoch's for ever.
         rate = recipe.learning_rate
         self.optimizer = torch.optim.SGD(
@@ -90,6 +99,17 @@ class TrainStep:
         )
         self.sums: dict[str, Tensor] = {}
         self._sums_of: dict[Hashable, dict[str, Tensor]] = {}
+
+    def compile_student(self) -> None:
+        """Compile the student alone, now: what a CPU gains from; nothing that a step changes is changed."""
+        images = torch.zeros(self.batch_size, 3, self.views.height, self.views.width, device=self.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(self.device, self.precision):
+            self.forward = Compiled(self.student.train(), (images,), (self.student,))
+
+    @property
+    def is_compiled(self) -> bool:
+        return any(isinstance(one, Compiled) and one.works for one in (self.forward, self._compiled))
 
     def parameters(self) -> list[Tensor]:
         """The student's, then those of the method's adapters: the order checkpoints number momenta by."""
@@ -114,8 +134,27 @@ class TrainStep:
 
     def __call__(self, inputs: Inputs) -> None:
         """Train on one batch and add its losses (times its size) and hits to `sums`."""
-        images = self.views.apply(inputs.pixels, inputs.views)
-        batch = Batch(images, inputs.target, inputs.index, progress=inputs.progress)
+        if self.compiles and self._compiled is None and len(inputs.target) == self.batch_size:
+            self._compiled = Compiled(self.losses, inputs, (self.student, self.method), ON_A_GPU)
+        losses = self._compiled if self.compiles and self._compiled else self.losses
+        loss, additions = losses(*inputs)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch._foreach_add_([self._total(name) for name in additions], list(additions.values()))
+
+    def losses(
+        self,
+        pixels: Tensor,
+        target: Tensor,
+        index: Tensor,
+        views: Tensor,
+        progress: Tensor,
+        teacher: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch (see `Inputs`), and what it adds to `sums`: float64, without gradients."""
+        images = self.views.apply(pixels, views)
+        batch = Batch(images, target, index, progress=progress)
         with autocast(self.device, self.precision):
             if self.method.needs <= {"logits", "index"}:
                 student = Outputs(logits=self.forward(images))
@@ -123,15 +162,11 @@ class TrainStep:
                 student = self.student.features(images)
         # Losses and class sums are fp32, outside autocast: a bf16 softmax over 100 classes is noise.
         student.logits = student.logits.float()
-        teacher = Outputs(logits=None if inputs.teacher is None else inputs.teacher.float())
-        parts = self.method(student, teacher, batch)
+        parts = self.method(student, Outputs(logits=None if teacher is None else teacher.float()), batch)
         loss = torch.stack(list(parts.values())).sum()
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        for name, value in {**parts, "loss": loss}.items():
-            self._total(name).add_(value.detach() * len(batch.target))
-        self._total("hits").add_((student.logits.detach().argmax(1) == batch.target).sum())
+        additions = {name: value.detach() * len(target) for name, value in {**parts, "loss": loss}.items()}
+        additions["hits"] = (student.logits.detach().argmax(1) == target).sum()
+        return loss, {name: value.double() for name, value in additions.items()}
 
     def _total(self, name: str) -> Tensor:
         if name not in self.sums:

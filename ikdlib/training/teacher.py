@@ -64,12 +64,12 @@ class Teacher:
     def logits(self, loader: Loader, epoch: Epoch, check: Callable[[], None]) -> Tensor:
         """Logits of an epoch's views in its order, fp32 [N, C]; ``check`` runs between batches."""
         rows = []
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(self.device, self.precision):
             if self.compiles and not isinstance(self.answer, Compiled):
                 # The weights become constants of the code: another 1.1 to 1.4 times as fast on a CPU.
-                shape = (self.batch_size, 3, loader.views.height, loader.views.width)
-                self.answer = Compiled(self.answer, shape, self.precision, {"freezing": True})
-        with torch.inference_mode(), autocast(self.device, self.precision):
+                images = torch.zeros(self.batch_size, 3, loader.views.height, loader.views.width)
+                images = images.to(self.device, memory_format=torch.channels_last)
+                self.answer = Compiled(self.answer, (images,), (), {"freezing": True})
             for batch in loader.questions(epoch, self.batch_size):
                 rows.append(self.answer(batch.images).float())
                 check()

@@ -31,7 +31,7 @@ from ikdlib.errors import IkdError
 from ikdlib.models import CifarModel
 from ikdlib.runs import FORMAT_VERSION, Run, check_format
 from ikdlib.training import checkpoint, survey
-from ikdlib.training.compiled import PAYS_FROM_STEPS, Compiled
+from ikdlib.training.compiled import PAYS_FROM_STEPS
 from ikdlib.training.evaluate import evaluate, settle
 from ikdlib.training.graphs import GraphedStep
 from ikdlib.training.schedule import learning_rate, progress_of
@@ -61,7 +61,7 @@ class Trainer:
         slabs: folder for the teacher's logits, shared by all runs; None computes them each time.
         stop: asked at every step; True makes the run save and raise `Interrupted`.
         keep_logits: leave the last epoch's test logits in the folder (a study asks it of one run a cell).
-        compile: torch.compile on a CPU; ``auto`` where it pays for itself, never in deterministic mode.
+        compile: torch.compile; ``auto`` where it pays for itself, never in deterministic mode.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Trainer:
             frozen = Teacher(teacher, self.spec.teacher_sha256, recipe.precision, device)
             dtype = torch.float32 if self.spec.deterministic else torch.float16
             self.teacher_logits = TeacherLogits(frozen, data, dtype, slabs)
-        self.epoch, self.step, self._prepared = 1, 0, False
+        self.epoch, self.step, self._prepared, self._compiles = 1, 0, False, False
         self.history: list[dict[str, Any]] = []
         self.test_logits: Tensor | None = None
         self.seconds = {"training": 0.0, "teacher": 0.0, "evaluation": 0.0}
@@ -110,14 +110,12 @@ class Trainer:
             self._restore()
         # All steps, not those left: a run resumed near its end goes on with the same code, to the same bits.
         steps = self.spec.recipe.epochs * self.loader.steps
-        possible = self.device.type == "cpu" and not self.spec.deterministic
-        if not possible or self.compile == "off" or (self.compile == "auto" and steps < PAYS_FROM_STEPS):
-            return
-        height, width = self.data.train.images.shape[1:3]
-        shape = (self.spec.recipe.batch_size, 3, height, width)
-        self.train_step.forward = Compiled(self.student.train(), shape, self.spec.recipe.precision)
-        if self.teacher_logits is not None:
-            self.teacher_logits.teacher.compiles = True
+        short = self.compile == "auto" and steps < PAYS_FROM_STEPS[self.device.type]
+        self._compiles = not (self.spec.deterministic or self.compile == "off" or short)
+        if self._compiles and self.device.type == "cpu":  # a GPU compiles in epoch 2, see `step.py`
+            self.train_step.compile_student()
+            if self.teacher_logits is not None:
+                self.teacher_logits.teacher.compiles = True
 
     def train(self) -> dict[str, Any]:
         """Train to the end, or to a stop; returns the content of ``result.json``.
@@ -142,6 +140,7 @@ class Trainer:
         order = self.loader.epoch(self.epoch)
         progress = progress_of(self.spec.recipe, self.epoch, self.loader.steps).to(self.device)
         self.train_step.begin_epoch(self.epoch, rate, self._resumed_sums)
+        self.train_step.compiles = self._compiles and self.device.type == "cuda" and self.epoch > 1
         self._resumed_sums = {}
         slab = self._ask_teacher(order)  # after the sums are back: a stop meanwhile saves them
         settle(self.device)
@@ -289,7 +288,7 @@ class Trainer:
             **self.origin.process,
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
             "images_per_second": round(images / max(self.seconds["training"], 1e-9), 1),
-            "compiled": isinstance(self.train_step.forward, Compiled) and self.train_step.forward.works,
+            "compiled": self.train_step.is_compiled,
             "graphs": isinstance(self._do_step, GraphedStep) and self._do_step.captured > 0,
             "slabs": self.teacher_logits and self.teacher_logits.tally,
             "resumed_at": self.origin.resumed_at,

@@ -408,8 +408,8 @@ def test_long_work_is_measured(jobs, choosing, pools, monkeypatch, tmp_path):
     monkeypatch.setattr(pool, "MEASURED_FROM_STEPS", 1)
     long = jobs(1, 4, 5, 9)
     assert pool.default_workers(long) == 3
-    ((spec, shape, device, kept),) = choosing
-    assert spec == long[0].spec and shape == (100, 32, 32) and device == "cpu"
+    ((spec, shape, images, device, kept),) = choosing
+    assert spec == long[0].spec and shape == (100, 32, 32) and (images, device) == (4400, "cpu")
     assert kept == tmp_path / "cache" / "ikdlib" / "jobs.json"
     run_all(long, show=False)
     assert pools == [3] and len(choosing) == 2

@@ -130,6 +130,19 @@ def test_a_trial_is_of_the_spec_and_the_shape_that_were_asked_for(measuring):
         assert Trial.from_json(given.model_dump_json()) == given, "as it reaches a child"
 
 
+@pytest.mark.parametrize(
+    "device, epochs, images, compiles",
+    [(GPU, 240, 50_000, True), (GPU, 38, 50_000, False), (GPU, 240, 0, False), (CPU, 240, 50_000, False)],
+)
+def test_a_trial_compiles_what_such_a_run_would_on_a_gpu(measuring, device, epochs, images, compiles):
+    """From 30,000 steps on: 39 epochs of CIFAR-100's 50,000 images in batches of 64."""
+    fake = measuring()
+    throughput.compare(spec(epochs=epochs, milestones=()), SHAPE, device, images)
+    assert {given.compile for _, given in fake.asked} == {compiles}
+    throughput.compare(spec(epochs=epochs, milestones=()).updated(deterministic=True), SHAPE, device, images)
+    assert not fake.asked[-1][1].compile
+
+
 def test_on_a_gpu_more_are_tried_until_more_no_longer_pays(measuring):
     """3 % beside the last: 1 -> 2 gives much, 2 -> 3 gives 3.4 %, 3 -> 4 gives 2 %, and 6 is not tried."""
     fake = measuring(cores=16, rates={1: 100, 2: 145, 3: 150, 4: 153})
@@ -192,7 +205,7 @@ def choose(tmp_path, monkeypatch):
 
         def __call__(self, wanted: RunSpec) -> tuple[int, int]:
             before = len(self.compared)
-            jobs = throughput.choose(wanted, SHAPE, "cpu", self.kept, self.said.append)
+            jobs = throughput.choose(wanted, SHAPE, 50_000, "cpu", self.kept, self.said.append)
             return jobs, len(self.compared) - before
 
         def compare(self, *given):
@@ -206,7 +219,7 @@ def choose(tmp_path, monkeypatch):
 
 def test_it_is_measured_once_and_kept(choose):
     assert choose(spec()) == (2, 1)
-    assert choose.compared == [(spec(), SHAPE, CPU)]
+    assert choose.compared == [(spec(), SHAPE, CPU, 50_000)]
     assert len(choose.said) == 1 and choose.said[0].startswith("2 runs at once") and "JOBS=" in choose.said[0]
     choose.table = rates(x1=100)  # what a second measurement would say
     assert choose(spec()) == (2, 0)

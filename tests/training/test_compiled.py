@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ikdlib.training import trainer
-from ikdlib.training.compiled import Compiled
+from ikdlib.training.step import TrainStep
 from tests.training.test_trainer import distance, short_recipe
 
 
@@ -57,21 +57,17 @@ def test_without_a_compiler_it_warns_once_and_trains_all_the_same(tiny, tmp_path
 def test_it_is_used_where_it_pays(tiny, tmp_path, monkeypatch):
     """Not for the 9 steps of a tiny run, nor in deterministic mode; from `PAYS_FROM_STEPS` steps on."""
     asked = []
-
-    def note(model, shape, precision, options=None):
-        asked.append((shape, precision))
-        return Compiled.__new__(Compiled)
-
-    monkeypatch.setattr(trainer, "Compiled", note)
+    monkeypatch.setattr(TrainStep, "compile_student", lambda step: asked.append(step))
     tiny.trainer(tmp_path, tiny.spec("ce", deterministic=False)).prepare()
     assert asked == []
-    monkeypatch.setattr(trainer, "PAYS_FROM_STEPS", 9)
+    monkeypatch.setitem(trainer.PAYS_FROM_STEPS, "cpu", 9)
     tiny.trainer(tmp_path, tiny.spec("ce", deterministic=True)).prepare()
     tiny.trainer(tmp_path, tiny.spec("ce", deterministic=False), compile="off").prepare()
     assert asked == []
-    tiny.trainer(tmp_path, tiny.spec("ce", deterministic=False)).prepare()
-    assert asked == [((64, 3, 8, 8), "fp32")]
-    monkeypatch.setattr(trainer, "PAYS_FROM_STEPS", 10)
+    pays = tiny.trainer(tmp_path, tiny.spec("ce", deterministic=False))
+    pays.prepare()
+    assert asked == [pays.train_step]
+    monkeypatch.setitem(trainer.PAYS_FROM_STEPS, "cpu", 10)
     tiny.trainer(tmp_path, tiny.spec("ce", deterministic=False)).prepare()
     assert len(asked) == 1
 

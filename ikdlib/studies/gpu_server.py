@@ -1,0 +1,91 @@
+"""Runs that share a GPU at the same instant: NVIDIA's Multi-Process Service, for as long as a pool lasts.
+
+By itself a GPU gives processes turns: packing small networks gains nothing. Behind this server their kernels
+run side by side. Measured (one H200, resnet8x4 with dkd+ikd, bf16, steps as they stand in graphs, 1, 4, 8
+runs): 49,600, 49,300, 49,000 images a second together without it, 43,000, 79,100, 91,400 with it.
+
+It comes with the driver. Where it is missing, or does not work (in some containers), runs take turns.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+CONTROL = "nvidia-cuda-mps-control"
+SWITCH = "IKDLIB_MPS"
+"""Environment: ``off`` lets processes take turns. A user's own server is used as it is."""
+
+PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
+USERS_OWN = "/tmp/nvidia-mps/control"
+"""Where a server that was started without `PIPES` listens."""
+
+# It goes when its input ends: with the pool, or with the pool's process, however that died.
+KEEPER = f"""
+"$0" -d < /dev/null > /dev/null 2>&1 || exit 1
+echo started
+read -r line
+echo quit | "$0" > /dev/null 2>&1
+rm -rf "${PIPES}"
+"""
+
+CLIENT = """
+import ctypes
+driver, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
+raise SystemExit(driver.cuInit(0) or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0))
+"""
+
+
+class GpuServer:
+    """A server of this process's own; `environment` leads children to it (empty where there is none)."""
+
+    def __init__(self) -> None:
+        self.environment: dict[str, str] = {}
+        self._keeper: subprocess.Popen | None = None
+        program = shutil.which(CONTROL)
+        others = PIPES in os.environ or os.path.exists(USERS_OWN)
+        if program is None or others or os.environ.get(SWITCH) == "off":
+            return
+        folder = tempfile.mkdtemp(prefix="ikdlib-mps-")
+        # It serves all GPUs: a child names its own as this process sees them.
+        own = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+        self._keeper = subprocess.Popen(
+            ["sh", "-c", KEEPER, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**own, PIPES: folder, LOGS: folder}, start_new_session=True,
+        )  # fmt: skip
+        if self._keeper.stdout.readline() and self._serves({PIPES: folder}):
+            self.environment = {PIPES: folder}
+            return
+        self.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _serves(self, environment: dict[str, str]) -> bool:
+        client = [sys.executable, "-c", CLIENT]
+        try:
+            return subprocess.run(client, env={**os.environ, **environment}, timeout=60).returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
+
+    def close(self) -> None:
+        """End it; its clients are to be gone by then."""
+        if self._keeper is not None:
+            self._keeper.stdin.close()
+            self._keeper.wait()
+            self._keeper.stdout.close()
+        self._keeper, self.environment = None, {}
+
+
+@contextmanager
+def shared(needed: bool) -> Iterator[dict[str, str]]:
+    """What children's environment needs to share a GPU side by side, for the time of the block."""
+    server = GpuServer() if needed else None
+    try:
+        yield server.environment if server else {}
+    finally:
+        if server:
+            server.close()

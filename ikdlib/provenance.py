@@ -41,13 +41,13 @@ class Origin:
         return {"process": self.process, "resumed_at": self.resumed_at}
 
     def resume(self, facts: dict[str, Any], epoch: int, step: int) -> None:
-        """Go on from a checkpoint, on a CPU with the number of threads that the run began with.
+        """Go on from a checkpoint, on a CPU with the number of threads that a run begun on one began with.
 
         How many threads share a sum over a batch changes its last bits.
         """
         # A checkpoint of an earlier version does not say where it began: taken to be where it goes on.
         now, self.process = self.process, facts.get("process", self.process)
-        if now["machine"]["device"] == "cpu":
+        if now["machine"]["device"] == self.process["machine"]["device"] == "cpu":
             torch.set_num_threads(min(self.process["machine"]["threads"], usable_cores()))
             now["machine"]["threads"] = torch.get_num_threads()
         changed = {name: found for name, found in now.items() if found != self.process[name]}

@@ -107,6 +107,19 @@ def test_a_resumed_run_has_the_threads_it_began_with(tiny, tmp_path, monkeypatch
     assert second.keys() == {"epoch", "step", "machine"} and second["machine"]["threads"] == 1
 
 
+def test_a_run_begun_on_a_gpu_goes_on_with_the_threads_it_is_given(tiny, tmp_path, monkeypatch):
+    """What a GPU's process had of a CPU did not sum anything."""
+    monkeypatch.setattr(provenance, "usable_cores", lambda: 2)
+    began = {"device": "cuda", "gpu": "NVIDIA H200", "threads": 2}
+    origin = provenance.Origin(torch.device("cpu"))
+    origin.resume({"process": {**origin.process, "machine": began}}, 40, 380)
+    assert torch.get_num_threads() == 1
+    assert origin.process["machine"] == began, "the card of a run tells of the process that began it"
+    (stop,) = origin.resumed_at
+    assert (stop["epoch"], stop["step"]) == (40, 380)
+    assert (stop["machine"]["device"], stop["machine"]["threads"]) == ("cpu", 1)
+
+
 def test_provenance_is_that_of_the_start_and_names_what_changed_at_a_stop(tiny, tmp_path, monkeypatch):
     spec = tiny.spec("kd")
     monkeypatch.setattr(provenance, "started", cache(provenance.started.__wrapped__))  # a process of its own

@@ -66,7 +66,7 @@ class Slabs:
         """
         batches = len(self.missing()) * len(self.loader.images) / self.teacher.batch_size
         on_cpu = self.teacher.device.type == "cpu"
-        self.teacher.compiles = on_cpu and not self.spec.deterministic and batches >= PAYS_FROM_STEPS
+        self.teacher.compiles = on_cpu and not self.spec.deterministic and batches >= PAYS_FROM_STEPS["cpu"]
         began, epochs = time.perf_counter(), iter(self.epochs)
         while (number := self.logits.ahead(self.loader, epochs)) is not None:
             yield number, time.perf_counter() - began

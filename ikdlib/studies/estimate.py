@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ikdlib import models, runs
+from ikdlib import models, provenance, runs
 from ikdlib.data import DataSet
 from ikdlib.errors import IkdError
 from ikdlib.spec import RunSpec
@@ -71,12 +71,15 @@ def _surveyed_views(job: Job, data: DataSet) -> int:
 
 
 def _from_finished(job: Job) -> float | None:
-    """Seconds an epoch of runs with the same student, batch and precision."""
-    alike = []
+    """Seconds an epoch of runs with the same student, batch and precision, on a machine like this one."""
+    alike, here = [], provenance.machine(choose_device(job.device))
     for path in sorted(job.run.root.glob("*/result.json")):
         try:
             run = runs.read(path.parent)
-            if run.status == "finished" and _works_alike(run.spec, job.spec):
+            there = run.provenance.get("machine", {})
+            if run.status != "finished" or not _works_alike(run.spec, job.spec):
+                continue
+            if all(there.get(name) == here.get(name) for name in ("device", "processor", "gpu")):
                 alike.append(run.history["seconds"].median())
         except IkdError:  # a table leaves it out and names it; here it is one measurement less
             continue
@@ -90,7 +93,10 @@ def _works_alike(one: RunSpec, other: RunSpec) -> bool:
 
 
 def _timed_epoch(job: Job, data: DataSet) -> float:
-    """A few training steps on noise, times the steps of an epoch; and its evaluation."""
+    """A few training steps on noise, times the steps of an epoch; and its evaluation.
+
+    The steps are as they stand: a long run, which compiles them, takes less.
+    """
     device, spec = choose_device(job.device), job.spec
     height, width = data.train.images.shape[1:3]
     per_step = _timed(synthetic_step(spec, data.num_classes, height, width, device), device)

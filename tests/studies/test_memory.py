@@ -49,7 +49,7 @@ def meminfo(available_gib: float) -> str:
 def given(monkeypatch, gib: float, each_gib: float = 1.0) -> None:
     """So much memory, and children of a size that is easy to reckon with."""
     monkeypatch.setattr(memory, "available_mib", lambda: gib * 1024)
-    monkeypatch.setattr(memory, "CHILD_MIB", each_gib * 1024)
+    monkeypatch.setattr(memory, "CHILD_MIB", dict.fromkeys(("cpu", "cuda"), each_gib * 1024))
 
 
 # What is available

@@ -12,7 +12,7 @@ import pytest
 
 from ikdlib import __main__, runs
 from ikdlib.errors import IkdError
-from ikdlib.studies import children, plan, reproduce
+from ikdlib.studies import children, estimate, plan, reproduce
 from ikdlib.studies.cell import Task
 from ikdlib.studies.notebook import SOURCES, check_parameters, parameters_of
 from ikdlib.studies.study import StudySettings
@@ -231,6 +231,18 @@ def test_an_ablation_that_is_none_is_refused(studies):
 def test_ablations_follow_the_order_asked_for_and_each_comes_once(studies):
     found = plan.ablation_studies(studies.settings(), "33, 30,33")
     assert [name[:2] for name in found] == ["33", "30"]
+
+
+def test_the_time_of_an_epoch_is_not_read_off_runs_of_another_machine(studies, monkeypatch):
+    """An H200's runs lie in `results/`: an epoch of five seconds there says nothing of a CPU."""
+    study = studies.study(teachers=studies.teachers("resnet14"), methods="kd,dkd")
+    job = next(job for job in study.student_jobs() if job.spec.method.name == "kd")
+    assert studies.train(job) == 0
+    other = next(job for job in study.student_jobs() if job.spec.method.name == "dkd")
+    assert estimate._from_finished(other) is not None
+    elsewhere = {"device": "cpu", "processor": "another"}
+    monkeypatch.setattr(estimate.provenance, "machine", lambda device: elsewhere)
+    assert estimate._from_finished(other) is None
 
 
 def test_the_time_of_a_batch_size_is_not_read_off_runs_of_another(studies):

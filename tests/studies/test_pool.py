@@ -361,7 +361,7 @@ def test_more_than_memory_allows_are_fewer_with_one_warning(jobs, tmp_path, pool
     """Four asked for, room for two and a half: two at once, each with half of the GPU and of the cores."""
     rewritten(tmp_path, 'str(job["threads"])', 'str(job["threads"]) + " " + str(job["share"])')
     monkeypatch.setattr(pool, "usable_cores", lambda: 8)
-    monkeypatch.setattr(pool.memory, "available_mib", lambda: 2.5 * pool.memory.CHILD_MIB)
+    monkeypatch.setattr(pool.memory, "available_mib", lambda: 2.5 * pool.memory.CHILD_MIB["cpu"])
     four = jobs(1, 4, 5, 9)
     with pytest.warns(UserWarning, match="4 runs at once") as said:
         run_all(four, workers=4, show=False)
@@ -373,7 +373,7 @@ def test_more_than_memory_allows_are_fewer_with_one_warning(jobs, tmp_path, pool
 
 def test_enough_memory_and_a_single_run_are_no_reason_to_warn(jobs, pools, monkeypatch, recwarn):
     """One run starts in any case: whether it fits is found by trying."""
-    monkeypatch.setattr(pool.memory, "available_mib", lambda: 2 * pool.memory.CHILD_MIB)
+    monkeypatch.setattr(pool.memory, "available_mib", lambda: 2 * pool.memory.CHILD_MIB["cpu"])
     run_all(jobs(1, 4, 5), workers=2, show=False)
     monkeypatch.setattr(pool.memory, "available_mib", lambda: 1.0)
     run_all(jobs(9), workers=8, show=False)
@@ -405,7 +405,7 @@ def test_short_work_is_not_measured(jobs, choosing):
 def test_long_work_is_measured(jobs, choosing, pools, monkeypatch, tmp_path):
     """And what was measured is how many start."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(pool, "MEASURED_FROM_STEPS", 1)
+    monkeypatch.setitem(pool.MEASURED_FROM_STEPS, "cpu", 1)
     long = jobs(1, 4, 5, 9)
     assert pool.default_workers(long) == 3
     ((spec, shape, images, device, kept),) = choosing
@@ -418,17 +418,17 @@ def test_long_work_is_measured(jobs, choosing, pools, monkeypatch, tmp_path):
 @pytest.mark.parametrize("more, measured", [(0, True), (1, False)])
 def test_long_begins_where_the_steps_of_all_runs_together_say(jobs, choosing, monkeypatch, more, measured):
     """Three runs of 2 epochs of Glyphs-100, 100 classes of 44 images, in batches of 64."""
-    monkeypatch.setattr(pool, "MEASURED_FROM_STEPS", 3 * 2 * 4400 / 64 + more)
+    monkeypatch.setitem(pool.MEASURED_FROM_STEPS, "cpu", 3 * 2 * 4400 / 64 + more)
     assert pool.default_workers(jobs(1, 4, 5)) == (3 if measured else 2)
     assert bool(choosing) == measured
 
 
 def test_one_long_run_has_nobody_to_share_with(jobs, choosing, monkeypatch):
-    monkeypatch.setattr(pool, "MEASURED_FROM_STEPS", 1)
+    monkeypatch.setitem(pool.MEASURED_FROM_STEPS, "cpu", 1)
     assert pool.default_workers(jobs(1)) == 1 and choosing == []
 
 
 def test_a_number_that_was_asked_for_is_not_measured(jobs, choosing, pools, monkeypatch):
-    monkeypatch.setattr(pool, "MEASURED_FROM_STEPS", 1)
+    monkeypatch.setitem(pool.MEASURED_FROM_STEPS, "cpu", 1)
     run_all(jobs(1, 4, 5), workers=2, show=False)
     assert pools == [2] and choosing == []

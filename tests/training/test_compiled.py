@@ -9,8 +9,11 @@ import sys
 import pytest
 import torch
 
+from ikdlib import methods, models
+from ikdlib.data.views import Views
+from ikdlib.spec import IKDSettings, MethodSpec, Recipe
 from ikdlib.training import trainer
-from ikdlib.training.step import TrainStep
+from ikdlib.training.step import Inputs, TrainStep
 from tests.training.test_trainer import distance, short_recipe
 
 
@@ -36,6 +39,49 @@ def test_a_compiled_run_ends_with_the_same_weights(tiny, tmp_path, in_a_cache_of
     tiny.interrupt(resumed, lambda: (resumed.epoch, resumed.step) == (2, 1))
     again = tiny.train(tmp_path / "again", spec, compile="on")
     assert tiny.outcome(again.run) == tiny.outcome(fast.run), "resumed to the bit"
+
+
+def losses_alone(method: str) -> TrainStep:
+    """A step of resnet8 on the CPU with batches of 16, in epoch 2, where the term is there."""
+    torch.manual_seed(3)
+    name, _, ikd = method.partition("+")
+    made = methods.build(MethodSpec(name=name, ikd=IKDSettings() if ikd else None), 10)
+    if ikd:
+        made.take_survey(torch.randn(10, 10), torch.ones(10, dtype=torch.int64))
+    student = models.build("resnet8", 10).to(memory_format=torch.channels_last).train()
+    views, recipe = Views(4, 8, 8, (0.5,) * 3, (0.25,) * 3), Recipe(batch_size=16)
+    step = TrainStep(student, made, recipe, views, torch.device("cpu"))
+    step.begin_epoch(2, 0.01)
+    return step
+
+
+def given(count: int) -> Inputs:
+    draw = torch.Generator().manual_seed(count)
+    pixels = torch.randint(0, 256, (count, 8, 8, 3), dtype=torch.uint8, generator=draw)
+    teacher = torch.randn(count, 10, generator=draw).half()
+    index, views = torch.arange(count), torch.randint(0, 162, (count,), generator=draw)
+    return Inputs(pixels, index % 10, index, views, torch.tensor([2.0, 0.5]), teacher)
+
+
+def test_a_step_compiled_as_a_gpu_has_it_is_the_step(in_a_cache_of_its_own):
+    """Views, student and losses in one: the same sums and weights, from two full batches and a short one."""
+    plain, fast = losses_alone("dkd+ikd"), losses_alone("dkd+ikd")
+    fast.compiles = True
+    fast(given(7))
+    assert not fast.is_compiled, "a short batch is none to compile for"
+    for inputs in (given(16), given(16), given(5)):
+        fast(inputs)
+    for inputs in (given(7), given(16), given(16), given(5)):
+        plain(inputs)
+    assert fast.is_compiled
+    assert list(fast.sums) == list(plain.sums) == ["ce", "tckd", "nckd", "ikd", "loss", "hits"]
+    assert [float(v) for v in fast.sums.values()] == pytest.approx(
+        [float(v) for v in plain.sums.values()], 1e-4
+    )
+    counters = [v for k, v in fast.student.state_dict().items() if k.endswith("num_batches_tracked")]
+    assert all(int(value) == 4 for value in counters), "compiling ahead is not a step"
+    assert distance(fast.student.state_dict(), plain.student.state_dict()) < 1e-3
+    assert torch.equal(fast.method.ikd.means, plain.method.ikd.means)
 
 
 def test_without_a_compiler_it_warns_once_and_trains_all_the_same(tiny, tmp_path, monkeypatch):

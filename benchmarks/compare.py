@@ -104,7 +104,7 @@ def row(pair, program, precision, slabs, seconds, base, rounds, common) -> dict[
     rate = common["images"] / median(seconds)
     return {
         "pair": pair, "program": program, "precision": precision, "slabs": slabs,
-        "images_per_second": round(rate, 1), "seconds_per_epoch": round(50_000 / rate, 1),
+        "images_per_second": round(rate, 1), "seconds_per_epoch": round(50_000 / rate, 2),
         "ratio": round(median(ratios), 2), "ratio_least": round(min(ratios), 2),
         "ratio_most": round(max(ratios), 2), "peak_mib": round(max(one["peak_mib"] for one in rounds)),
         "rounds": len(rounds), "images_a_round": common["images"], "threads": common["threads"],
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of 64 images, a round; if left out 12, on a GPU 200")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, help="of the reference; the best of 0, 1, 2, 8 if left out")
-    parser.add_argument("--compile", default="on", choices=("on", "off"), help="of ours, on a CPU")
+    parser.add_argument("--compile", default="on", choices=("on", "off"), help="of ours")
     parser.add_argument("--results", type=Path, default=Path("results"))
     options = parser.parse_args()
     device = choose_device(options.device)

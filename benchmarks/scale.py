@@ -28,7 +28,9 @@ from ikdlib.studies.protocol import DIFFERENT_ARCHITECTURE, SAME_ARCHITECTURE, s
 PAIRS = SAME_ARCHITECTURE + DIFFERENT_ARCHITECTURE
 DEVICES = (1, 8, 64)
 TRAIN, TEST = 50_000, 10_000
-NOT_MEASURED = "not measured"
+NOT_MEASURED, TOO_FEW = "not measured", "too few networks measured"
+LEAST = 3
+"""Networks a machine must have been measured with. On a GPU operations say little: small kernels wait."""
 
 
 @cache
@@ -39,12 +41,20 @@ def operations(name: str) -> int:
     return counter.get_total_flops()
 
 
+def ours(measured: pd.DataFrame) -> pd.Series:
+    """Which rows count: ikdlib's, in fp32."""
+    return (measured["program"] == "ikdlib") & (measured["precision"] == "fp32")
+
+
+def pairs(measured: pd.DataFrame) -> pd.Series:
+    return measured.loc[ours(measured), "pair"]
+
+
 class Costs:
     """Hours of each kind of work on one device, from the measured pairs."""
 
     def __init__(self, measured: pd.DataFrame, epochs: int):
-        ours = measured[(measured["program"] == "ikdlib") & (measured["precision"] == "fp32")]
-        seconds = ours.pivot(index="pair", columns="slabs", values="seconds_per_epoch")
+        seconds = measured[ours(measured)].pivot(index="pair", columns="slabs", values="seconds_per_epoch")
         self.students = {split_pair(pair)[1]: s for pair, s in seconds["warm"].items()}
         self.teachers = {split_pair(p)[0]: s for p, s in (seconds["cold"] - seconds["warm"]).items()}
         self._student = statistics.median(s / operations(name) for name, s in self.students.items())
@@ -123,9 +133,10 @@ def table(results: Path) -> pd.DataFrame:
     for name, measured in machines(results / "benchmarks").items():
         for devices in DEVICES:
             row = {"device": name, "devices": devices}
-            if measured is None:
-                words = dict.fromkeys(("hours", "teachers_hours", "students_hours"), NOT_MEASURED)
-                rows.append(row | words | {"limit": NOT_MEASURED, "machine": NOT_MEASURED})
+            if measured is None or pairs(measured).nunique() < LEAST:
+                said = NOT_MEASURED if measured is None else TOO_FEW
+                words = dict.fromkeys(("hours", "teachers_hours", "students_hours", "limit", "machine"), said)
+                rows.append(row | words)
                 continue
             teachers, students = work(Costs(measured, chosen.epochs), chosen.seeds)
             ends = hand_out(teachers, devices), hand_out(students, devices)

@@ -145,9 +145,11 @@ def test_cells_go_to_whoever_is_free_first(scale):
     assert scale.hand_out([3, 3, 2, 2, 2], 64) == 3
 
 
-def test_what_was_not_measured_is_said(scale, tmp_path):
+def test_what_was_not_measured_is_said(scale, tmp_path, monkeypatch):
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "step-cpu-a-machine-2.csv").write_text(SPEEDS)
+    assert set(scale.table(tmp_path)["hours"]) == {"too few networks measured", "not measured"}
+    monkeypatch.setattr(scale, "LEAST", 1)
     table = scale.table(tmp_path)
     gpu = table[table["device"] == "a GPU"]
     assert list(gpu["devices"]) == [1, 8, 64] and set(gpu["hours"]) == {"not measured"}
@@ -155,6 +157,16 @@ def test_what_was_not_measured_is_said(scale, tmp_path):
     hours = [float(text) for text in cpu["hours"]]
     assert hours[0] > hours[1] > hours[2] > hours[0] / 64
     assert "busy 100 %" in cpu["limit"].iloc[0] and "teachers come first" in cpu["limit"].iloc[2]
+
+
+def test_a_machine_measured_in_bf16_alone_is_no_reason_to_stop(scale, tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    alone = "\n".join(line for line in SPEEDS.splitlines() if "fp32" not in line or "reference" in line)
+    (tmp_path / "benchmarks" / "step-cuda-a-gpu.csv").write_text(
+        alone.replace("reference,fp32", "reference,tf32")
+    )
+    said = scale.table(tmp_path).set_index("device")["hours"]
+    assert set(said["a machine, 2 cores, 2 threads"]) == {"too few networks measured"}
 
 
 @pytest.mark.parametrize(

@@ -225,15 +225,17 @@ def test_the_readmes_speeds_are_those_of_the_benchmark():
     for name, table in tables:
         measured = pd.read_csv(ROOT / f"results/benchmarks/{name}.csv", keep_default_na=False)
         assert measured["clean"].astype(str).eq("True").all() and measured["commit"].nunique() == 1
-        assert measured["rounds"].eq(5).all() and "torch 2.14.1" in measured["machine"][0]
+        assert measured["rounds"].eq(5).all()
+        assert f"torch {'2.11.0' if 'cuda' in name else '2.14.1'}" in measured["machine"][0]
         cells = measured.set_index(["pair", "program", "precision", "slabs"])
         (_, plain, *ours), _, *lines = [
             [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
         ]
-        assert plain == "plain loop, fp32" and len(ours) >= 3
+        exact = "tf32" if "cuda" in name else "fp32"
+        assert plain == f"plain loop, {exact}" and len(ours) >= 2
         assert [line[0] for line in lines] == list(measured["pair"].unique())
         for pair, reference, *texts in lines:
-            assert float(reference) == cells.loc[(pair, "reference", "fp32", ""), "images_per_second"]
+            assert float(reference) == cells.loc[(pair, "reference", exact, ""), "images_per_second"]
             for text, words in zip(texts, ours, strict=True):
                 program, precision, slabs = words.split()
                 row = cells.loc[(pair, {"ours": "ikdlib"}[program], precision, slabs)]

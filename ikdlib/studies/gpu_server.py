@@ -1,8 +1,8 @@
 """Runs that share a GPU at the same instant: NVIDIA's Multi-Process Service, for as long as a pool lasts.
 
 By itself a GPU gives processes turns: packing small networks gains nothing. Behind this server their kernels
-run side by side. Measured (one H200, resnet8x4 with dkd+ikd, bf16, steps as they stand in graphs, 1, 4, 8
-runs): 49,600, 49,300, 49,000 images a second together without it, 43,000, 79,100, 91,400 with it.
+run side by side. Measured (one H200, resnet8x4 with dkd+ikd, bf16; images a second of all runs together): one
+run 49,600, eight 49,000 without it and 91,400 with it; compiled, one run 81,200, eight 108,100 with it.
 
 It comes with the driver. Where it is missing, or does not work (in some containers), runs take turns.
 """

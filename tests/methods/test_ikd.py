@@ -107,6 +107,17 @@ def test_no_class_seen_at_all():
         ikd(student, target)
 
 
+def test_loaded_means_are_known_before_a_step_asks_for_them(monkeypatch):
+    """Asking in the step would wait for a GPU, break a compiled step in two, and cannot be captured."""
+    teacher, student, target = draw(5)
+    first, second = IKD(C), IKD(C)
+    first.observe(teacher, target)
+    first.finish()
+    second.load_state_dict(first.state_dict())
+    monkeypatch.setattr(torch.Tensor, "any", lambda *_: pytest.fail("the device was asked"))
+    assert second(student, target).item() == first(student, target).item()
+
+
 def test_the_state_carries_sums_in_flight():
     teacher, student, target = draw(4)
     whole, first, second = IKD(C), IKD(C), IKD(C)

@@ -1,9 +1,9 @@
 """``make bench``: the published kind of loop against ikdlib's trainer, alternately, as ratios.
 
 Every program is a process of its own that waits until it is told to run a round, so the machine's drift
-meets all alike. The first rounds of each are a warm-up and are not counted (on a GPU a graph is captured in
-the second); the rest give medians. The reference gets the number of DataLoader workers that is fastest for
-it, and the same number of threads as ours.
+meets all alike. The first rounds of each are a warm-up and are not counted (on a GPU the second compiles, and
+captures what is used from then on); the rest give medians. The reference gets the number of DataLoader
+workers that is fastest for it, and the same number of threads as ours.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def main() -> None:
         run.lock()
         run.begin()
         trainer = Trainer(run, data, teacher, torch.device(options.device), compile=options.compile)
-        trainer.prepare()  # a run compiles once in its life: not part of a step
+        trainer.prepare()  # a run compiles once in its life, a GPU's in epoch 2: not part of a step
         trainer._saved = trainer._told = time.monotonic()
 
         def epoch() -> dict[str, float]:

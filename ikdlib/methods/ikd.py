@@ -114,6 +114,10 @@ class WithIKD(Method):
     ``source`` says which of the teacher's logits the means are made of: those of epoch 1 (``views``, the
     paper), of all epochs so far (``running``, new means after each), or a survey of all training images
     before epoch 1, as they are (``clean``) or in every view (``all_views``).
+
+    Attributes:
+        observes: the logits of this epoch go into the sums.
+        pulls: the term is there: from epoch 2 on for every source, so that nothing else differs.
     """
 
     def __init__(
@@ -123,21 +127,11 @@ class WithIKD(Method):
         self.method = method
         self.ikd = ikd
         self.source = source
-        self.epoch = 1
+        self.begin_epoch(1)
 
     @property
     def needs(self) -> frozenset[str]:
         return self.method.needs | {"logits"}
-
-    @property
-    def observes(self) -> bool:
-        """Whether the logits of this epoch go into the sums."""
-        return self.source == "running" or (self.source == "views" and self.epoch == 1)
-
-    @property
-    def pulls(self) -> bool:
-        """Whether the term is there: from epoch 2 on for every source, so that nothing else differs."""
-        return self.epoch > 1
 
     def prepare(self, student: Outputs, teacher: Outputs) -> None:
         self.method.prepare(student, teacher)
@@ -165,7 +159,9 @@ class WithIKD(Method):
         return "+".join(does), self.method.phase
 
     def begin_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        # What `forward` reads is yes or no: code compiled for "epoch 2" would be compiled anew in epoch 3.
+        self.observes = self.source == "running" or (self.source == "views" and epoch == 1)
+        self.pulls = epoch > 1
         self.method.begin_epoch(epoch)
 
     def end_epoch(self, epoch: int) -> None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from ikdlib.data.loader import Loader
 from ikdlib.data.views import Views
 from ikdlib.studies.study import Study
-from ikdlib.training.compiled import PAYS_FROM_STEPS
+from ikdlib.training.compiled import pays
 from ikdlib.training.job import Job, choose_device, load_teacher
 from ikdlib.training.step import set_switches
 from ikdlib.training.teacher import Teacher, TeacherLogits
@@ -66,7 +66,8 @@ class Slabs:
         """
         batches = len(self.missing()) * len(self.loader.images) / self.teacher.batch_size
         on_cpu = self.teacher.device.type == "cpu"
-        self.teacher.compiles = on_cpu and not self.spec.deterministic and batches >= PAYS_FROM_STEPS["cpu"]
+        long = pays("auto", self.spec.deterministic, int(batches), self.teacher.device)
+        self.teacher.compiles = on_cpu and long
         began, epochs = time.perf_counter(), iter(self.epochs)
         while (number := self.logits.ahead(self.loader, epochs)) is not None:
             yield number, time.perf_counter() - began

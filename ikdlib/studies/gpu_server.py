@@ -10,6 +10,7 @@ It comes with the driver. Where it is missing, or does not work (in some contain
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -25,12 +26,15 @@ PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 USERS_OWN = "/tmp/nvidia-mps/control"
 """Where a server that was started without `PIPES` listens."""
 
+PATIENCE = 10
+"""Seconds the server waits for clients that are still there, killed ones say, before it ends all the same."""
+
 # It goes when its input ends: with the pool, or with the pool's process, however that died.
 KEEPER = f"""
 "$0" -d < /dev/null > /dev/null 2>&1 || exit 1
 echo started
 read -r line
-echo quit | "$0" > /dev/null 2>&1
+echo quit -t {PATIENCE} | "$0" > /dev/null 2>&1
 rm -rf "${PIPES}"
 """
 
@@ -41,41 +45,66 @@ raise SystemExit(driver.cuInit(0) or driver.cuDevicePrimaryCtxRetain(ctypes.byre
 """
 
 
+def available() -> bool:
+    """Whether runs could share a GPU side by side here: by a server of a pool's own, or by the user's."""
+    if os.environ.get(SWITCH) == "off":
+        return False
+    return users_own() or shutil.which(CONTROL) is not None
+
+
+def users_own() -> bool:
+    """Whether there is a server already: children find it as this process does."""
+    return PIPES in os.environ or os.path.exists(USERS_OWN)
+
+
 class GpuServer:
     """A server of this process's own; `environment` leads children to it (empty where there is none)."""
 
     def __init__(self) -> None:
         self.environment: dict[str, str] = {}
         self._keeper: subprocess.Popen | None = None
-        program = shutil.which(CONTROL)
-        others = PIPES in os.environ or os.path.exists(USERS_OWN)
-        if program is None or others or os.environ.get(SWITCH) == "off":
+        if users_own() or not available():
             return
-        folder = tempfile.mkdtemp(prefix="ikdlib-mps-")
-        # It serves all GPUs: a child names its own as this process sees them.
-        own = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-        self._keeper = subprocess.Popen(
-            ["sh", "-c", KEEPER, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env={**own, PIPES: folder, LOGS: folder}, start_new_session=True,
-        )  # fmt: skip
-        if self._keeper.stdout.readline() and self._serves({PIPES: folder}):
+        try:
+            folder = tempfile.mkdtemp(prefix="ikdlib-mps-")
+        except OSError:
+            return
+        if self._starts(folder) and self._serves({PIPES: folder}):
             self.environment = {PIPES: folder}
             return
         self.close()
         shutil.rmtree(folder, ignore_errors=True)
 
+    def _starts(self, folder: str) -> bool:
+        # It serves all GPUs: a child names its own as this process sees them.
+        own = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+        try:
+            self._keeper = subprocess.Popen(
+                ["sh", "-c", KEEPER, shutil.which(CONTROL)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                env={**own, PIPES: folder, LOGS: folder}, start_new_session=True,
+            )  # fmt: skip
+        except OSError:
+            return False
+        said, _, _ = select.select([self._keeper.stdout], [], [], 6 * PATIENCE)
+        return bool(said and self._keeper.stdout.readline())
+
     def _serves(self, environment: dict[str, str]) -> bool:
         client = [sys.executable, "-c", CLIENT]
         try:
-            return subprocess.run(client, env={**os.environ, **environment}, timeout=60).returncode == 0
-        except subprocess.TimeoutExpired:
+            done = subprocess.run(client, env={**os.environ, **environment}, timeout=6 * PATIENCE)
+        except (OSError, subprocess.TimeoutExpired):
             return False
+        return done.returncode == 0
 
     def close(self) -> None:
         """End it; its clients are to be gone by then."""
         if self._keeper is not None:
             self._keeper.stdin.close()
-            self._keeper.wait()
+            try:
+                self._keeper.wait(3 * PATIENCE)
+            except subprocess.TimeoutExpired:  # nobody waits for a driver that hangs
+                self._keeper.kill()
+                self._keeper.wait()
             self._keeper.stdout.close()
         self._keeper, self.environment = None, {}
 

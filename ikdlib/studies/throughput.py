@@ -26,7 +26,7 @@ from ikdlib.errors import IkdError
 from ikdlib.provenance import usable_cores
 from ikdlib.spec import RunSpec, Settings
 from ikdlib.studies import gpu_server, memory
-from ikdlib.training.compiled import PAYS_FROM_STEPS
+from ikdlib.training.compiled import pays
 from ikdlib.training.evaluate import settle
 from ikdlib.training.graphs import WARM_UP, GraphedStep
 from ikdlib.training.job import choose_device
@@ -65,7 +65,6 @@ def synthetic_step(
     views = Views(4, height, width, (0.5,) * 3, (0.25,) * 3, device)
     step = TrainStep(student, method, spec.recipe, views, device)
     step.begin_epoch(2, 1e-4)
-    step.compiles = compile
     n = spec.recipe.batch_size
     inputs = Inputs(
         pixels=torch.randint(0, 256, (n, height, width, 3), dtype=torch.uint8).to(device),
@@ -75,6 +74,8 @@ def synthetic_step(
         progress=torch.tensor([2.0, 0.5]).to(device),
         teacher=torch.randn(n, classes).half().to(device) if spec.method.needs_teacher else None,
     )
+    if compile:
+        step.compile(inputs)
     run = GraphedStep(step) if device.type == "cuda" and not spec.deterministic else step
     return lambda: run(inputs)
 
@@ -160,8 +161,7 @@ def compare(
         images: of an epoch. On a GPU, steps are compiled where those of such a run would be.
     """
     cores = usable_cores()
-    steps = spec.recipe.epochs * images / spec.recipe.batch_size
-    compiles = device.type == "cuda" and steps >= PAYS_FROM_STEPS["cuda"] and not spec.deterministic
+    compiles = _compiles(spec, images, device)
     rows: list[dict[str, float]] = []
     for count in _counts(device, cores):
         if rows and not _fits(rows[-1], count, device):
@@ -182,6 +182,11 @@ def compare(
             if rows[-1]["images_per_second"] < BETTER * rows[-2]["images_per_second"]:
                 break
     return pd.DataFrame(rows)
+
+
+def _compiles(spec: RunSpec, images: int, device: torch.device) -> bool:
+    steps = int(spec.recipe.epochs * images / spec.recipe.batch_size)
+    return device.type == "cuda" and pays("auto", spec.deterministic, steps, device)
 
 
 def _fits(row: dict[str, float], count: int, device: torch.device) -> bool:
@@ -214,6 +219,10 @@ def choose(
     machine = provenance.machine(device)
     facts = (machine["processor"], usable_cores(), machine.get("gpu", ""), torch.__version__)
     key = " ".join(map(str, (*facts, spec.student, spec.recipe.precision, spec.recipe.batch_size)))
+    if device.type == "cuda":  # what else decides whether packing pays there
+        does = {"compiled": _compiles(spec, images, device), "deterministic": spec.deterministic}
+        does["side by side"] = gpu_server.available()
+        key = " ".join([key, *(word for word, done in does.items() if done)])
     try:
         known = dict(json.loads(kept.read_text()))
     except (OSError, ValueError, TypeError):

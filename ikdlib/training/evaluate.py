@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -59,3 +61,8 @@ def evaluate(model: CifarModel, loader: Loader, images: ImageSet) -> tuple[dict[
         "confidence": 100 * float(confidence) / count,
     }
     return scores, torch.cat(logits)
+
+
+def summary(row: dict[str, Any]) -> dict[str, Any]:
+    """What ``result.json`` keeps of an epoch's row of history."""
+    return {"epoch": row["epoch"], "top1": row["test_top1"], "top5": row["test_top5"]}

@@ -39,7 +39,7 @@ class GraphedStep:
         return len(self._graphs)
 
     def __call__(self, inputs: Inputs) -> None:
-        kind = (len(inputs.target), self.step.method.phase, self.step.compiles)
+        kind = (len(inputs.target), self.step.method.phase, self.step.is_compiled)
         if kind not in self._graphs:
             warm = self.can_capture and self._seen[kind] >= WARM_UP
             if not warm or not self._capture(kind, inputs):

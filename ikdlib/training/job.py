@@ -6,6 +6,7 @@ where things are on this machine; what the run *is* stands in its spec alone.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -40,7 +41,7 @@ class Job(Settings):
     threads: int | None = setting(None, ge=1)
     share: float = setting(1.0, gt=0, le=1, description="of the GPU's memory, where several runs share one")
     keep_logits: bool = setting(False)
-    compile: Literal["auto", "on", "off"] = setting("auto", description="torch.compile, on a CPU")
+    compile: Literal["auto", "on", "off"] = setting("auto", description="torch.compile")
 
     @property
     def run(self) -> Run:
@@ -123,6 +124,7 @@ def execute(job: Job, stop: Stop | None = None, say=print) -> int:
         return _train(job, device, stop, say)
     finally:
         lock.release()
+        gc.collect()  # compiled code and the step it was made from name each other: gone now, not some time
         torch.set_num_threads(threads)  # the next run of this process has its own
 
 

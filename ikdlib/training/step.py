@@ -84,9 +84,6 @@ class TrainStep:
         self.student, self.method, self.views, self.device = student, method, views, device
         self.precision, self.batch_size = recipe.precision, recipe.batch_size
         self.forward = forward or student
-        # Set where a run is long and the method's phase will last: the next full batch compiles `losses`.
-        # All of them, on a GPU: there it is the number of kernels that counts, and half of them are losses'.
-        self.compiles = False
         self._compiled: Compiled | None = None
         # A captured step reads the rate from the device: a number would be the captured epoch's for ever.
         rate = recipe.learning_rate
@@ -106,6 +103,13 @@ class TrainStep:
         images = images.contiguous(memory_format=torch.channels_last)
         with autocast(self.device, self.precision):
             self.forward = Compiled(self.student.train(), (images,), (self.student,))
+
+    def compile(self, inputs: Inputs) -> None:
+        """Compile `losses` for batches like this one and the method's phase; nothing is changed.
+
+        All of them, on a GPU: there the number of kernels is what counts, and half of them are the losses'.
+        """
+        self._compiled = Compiled(self.losses, inputs, (self.student, self.method), ON_A_GPU)
 
     @property
     def is_compiled(self) -> bool:
@@ -134,10 +138,7 @@ class TrainStep:
 
     def __call__(self, inputs: Inputs) -> None:
         """Train on one batch and add its losses (times its size) and hits to `sums`."""
-        if self.compiles and self._compiled is None and len(inputs.target) == self.batch_size:
-            self._compiled = Compiled(self.losses, inputs, (self.student, self.method), ON_A_GPU)
-        losses = self._compiled if self.compiles and self._compiled else self.losses
-        loss, additions = losses(*inputs)
+        loss, additions = (self._compiled or self.losses)(*inputs)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

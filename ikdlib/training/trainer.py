@@ -16,6 +16,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +32,8 @@ from ikdlib.errors import IkdError
 from ikdlib.models import CifarModel
 from ikdlib.runs import FORMAT_VERSION, Run, check_format
 from ikdlib.training import checkpoint, survey
-from ikdlib.training.compiled import PAYS_FROM_STEPS
-from ikdlib.training.evaluate import evaluate, settle
+from ikdlib.training.compiled import pays
+from ikdlib.training.evaluate import evaluate, settle, summary
 from ikdlib.training.graphs import GraphedStep
 from ikdlib.training.schedule import learning_rate, progress_of
 from ikdlib.training.step import Inputs, TrainStep, below, set_switches, student_weights
@@ -79,8 +80,7 @@ class Trainer:
         self.stop, self.keep_logits, self.compile = stop, keep_logits, compile
         recipe = self.spec.recipe
         set_switches(self.spec.deterministic)
-        height, width = data.train.images.shape[1:3]
-        views = Views(data.padding, height, width, data.mean, data.std, device)
+        views = Views(data.padding, *data.train.images.shape[1:3], data.mean, data.std, device)
         self.loader = Loader(data.train, views, recipe.batch_size, self.spec.seed, device)
         self.student = student_weights(self.spec.student, data.num_classes, self.spec.seed)
         self.student.to(device, memory_format=torch.channels_last)
@@ -93,7 +93,7 @@ class Trainer:
             frozen = Teacher(teacher, self.spec.teacher_sha256, recipe.precision, device)
             dtype = torch.float32 if self.spec.deterministic else torch.float16
             self.teacher_logits = TeacherLogits(frozen, data, dtype, slabs)
-        self.epoch, self.step, self._prepared, self._compiles = 1, 0, False, False
+        self.epoch, self.step, self._prepared, self._to_compile = 1, 0, False, False
         self.history: list[dict[str, Any]] = []
         self.test_logits: Tensor | None = None
         self.seconds = {"training": 0.0, "teacher": 0.0, "evaluation": 0.0}
@@ -101,7 +101,7 @@ class Trainer:
         self._resumed_sums: dict[str, Tensor] = {}
 
     def prepare(self) -> None:
-        """Take up the checkpoint, if there is one, and compile what is worth it; `train` does it if need be.
+        """Take up the checkpoint, if there is one, and compile for a CPU; `train` does it if need be.
 
         Until this returns there is nothing to save that is not on disk already.
         """
@@ -110,9 +110,9 @@ class Trainer:
             self._restore()
         # All steps, not those left: a run resumed near its end goes on with the same code, to the same bits.
         steps = self.spec.recipe.epochs * self.loader.steps
-        short = self.compile == "auto" and steps < PAYS_FROM_STEPS[self.device.type]
-        self._compiles = not (self.spec.deterministic or self.compile == "off" or short)
-        if self._compiles and self.device.type == "cpu":  # a GPU compiles in epoch 2, see `step.py`
+        self._to_compile = pays(self.compile, self.spec.deterministic, steps, self.device)
+        if self._to_compile and self.device.type == "cpu":
+            self._to_compile = False
             self.train_step.compile_student()
             if self.teacher_logits is not None:
                 self.teacher_logits.teacher.compiles = True
@@ -140,7 +140,6 @@ class Trainer:
         order = self.loader.epoch(self.epoch)
         progress = progress_of(self.spec.recipe, self.epoch, self.loader.steps).to(self.device)
         self.train_step.begin_epoch(self.epoch, rate, self._resumed_sums)
-        self.train_step.compiles = self._compiles and self.device.type == "cuda" and self.epoch > 1
         self._resumed_sums = {}
         slab = self._ask_teacher(order)  # after the sums are back: a stop meanwhile saves them
         settle(self.device)
@@ -161,8 +160,14 @@ class Trainer:
         self._tell()
 
     def _train_step(self, stored: Stored, progress: Tensor, slab: Tensor | None) -> None:
-        teacher = None if slab is None else slab[stored.rows]
-        self._do_step(Inputs(stored.pixels, stored.target, stored.index, stored.views, progress, teacher))
+        own = (stored.pixels, stored.target, stored.index, stored.views)
+        inputs = Inputs(*own, progress, None if slab is None else slab[stored.rows])
+        if self._to_compile and self.epoch > 1 and len(stored.target) == self.loader.batch_size:
+            self._to_compile = False  # for the phase that epoch 2 begins
+            self._save()  # a compiler heeds nobody, so a stop may end the process meanwhile
+            with getattr(self.stop, "nothing_to_lose", nullcontext)():
+                self.train_step.compile(inputs)
+        self._do_step(inputs)
 
     def _ask_teacher(self, order: Epoch) -> Tensor | None:
         """Logits of the epoch's views; before the first step of all, the survey a method may want."""
@@ -271,8 +276,8 @@ class Trainer:
         else:
             result["diverged"] = {"epoch": self.epoch, "step": self.step}
         if self.history:
-            result["last"] = _scores(self.history[-1])
-            result["best"] = _scores(max(self.history, key=lambda row: row["test_top1"]))
+            result["last"] = summary(self.history[-1])
+            result["best"] = summary(max(self.history, key=lambda row: row["test_top1"]))
         result |= {"epochs": len(self.history), "teacher": self.teacher_accuracy}
         self.run.write_history(self.history)
         files.write_json(self.run.folder / "provenance.json", self._provenance())
@@ -293,7 +298,3 @@ class Trainer:
             "slabs": self.teacher_logits and self.teacher_logits.tally,
             "resumed_at": self.origin.resumed_at,
         }
-
-
-def _scores(row: dict[str, Any]) -> dict[str, Any]:
-    return {"epoch": row["epoch"], "top1": row["test_top1"], "top5": row["test_top5"]}

@@ -63,7 +63,7 @@ def test_it_is_there_until_it_is_closed(control, monkeypatch):
     assert Path(server.environment[gpu_server.PIPES]) in left(control)
     assert log(control) == ["started, sees all"]
     server.close()
-    assert log(control)[1:] == ["quit control"] and left(control) == [] and server.environment == {}
+    assert log(control)[1:] == ["quit -t 10 control"] and left(control) == [] and server.environment == {}
     server.close()
 
 
@@ -83,7 +83,7 @@ print(len(server.environment), flush=True)
     until = time.monotonic() + 30
     while left(control) and time.monotonic() < until:
         time.sleep(0.05)
-    assert log(control) == ["started, sees all", "quit control"] and left(control) == []
+    assert log(control) == ["started, sees all", "quit -t 10 control"] and left(control) == []
 
 
 def test_a_users_own_is_used_and_left_alone(control, monkeypatch):
@@ -105,11 +105,30 @@ def test_where_it_is_missing_does_not_start_or_serves_nobody_runs_take_turns(con
     (control / "broken").unlink()
     monkeypatch.setattr(gpu_server, "CLIENT", "raise SystemExit(805)")
     assert GpuServer().environment == {} and left(control) == []
-    assert log(control) == ["started, sees all", "quit control"], "not left running"
+    assert log(control) == ["started, sees all", "quit -t 10 control"], "not left running"
     monkeypatch.setenv("PATH", "/nowhere")
     server = GpuServer()
     assert server.environment == {}
     server.close()
+
+
+def test_a_driver_that_hangs_is_not_waited_for(control, monkeypatch):
+    monkeypatch.setattr(gpu_server, "PATIENCE", 0.2)
+    program = control / "bin" / gpu_server.CONTROL
+    program.write_text(program.read_text().replace("read -r line", "exec sleep 60"))
+    server, began = GpuServer(), time.monotonic()
+    server.close()
+    assert time.monotonic() - began < 30
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    assert GpuServer().environment == {} and time.monotonic() - began < 30
+
+
+def test_a_full_disk_lets_runs_take_turns(control, monkeypatch):
+    def full(prefix: str) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gpu_server.tempfile, "mkdtemp", full)
+    assert GpuServer().environment == {} and log(control) == []
 
 
 def test_a_pool_has_one_where_its_children_share_a_gpu(control, monkeypatch):
@@ -122,7 +141,7 @@ def test_a_pool_has_one_where_its_children_share_a_gpu(control, monkeypatch):
     with LocalPool(Slots(2, packed=True)) as packed:
         assert packed.environment[gpu_server.PIPES] == packed.shares_gpu[gpu_server.PIPES]
         assert left(control)
-    assert log(control)[-1] == "quit control" and left(control) == []
+    assert log(control)[-1] == "quit -t 10 control" and left(control) == []
     with LocalPool(Slots(2)) as apart:
         assert gpu_server.PIPES not in apart.environment and apart.shares_gpu == {}
     stopped = LocalPool(Slots(2, packed=True))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ import torch
 from ikdlib import methods, models
 from ikdlib.data.views import Views
 from ikdlib.spec import IKDSettings, MethodSpec, Recipe
-from ikdlib.training import trainer
+from ikdlib.training import compiled
 from ikdlib.training.step import Inputs, TrainStep
 from tests.training.test_trainer import distance, short_recipe
 
@@ -66,14 +69,11 @@ def given(count: int) -> Inputs:
 def test_a_step_compiled_as_a_gpu_has_it_is_the_step(in_a_cache_of_its_own):
     """Views, student and losses in one: the same sums and weights, from two full batches and a short one."""
     plain, fast = losses_alone("dkd+ikd"), losses_alone("dkd+ikd")
-    fast.compiles = True
-    fast(given(7))
-    assert not fast.is_compiled, "a short batch is none to compile for"
-    for inputs in (given(16), given(16), given(5)):
-        fast(inputs)
-    for inputs in (given(7), given(16), given(16), given(5)):
-        plain(inputs)
+    fast.compile(given(16))
     assert fast.is_compiled
+    for step in (plain, fast):
+        for inputs in (given(7), given(16), given(16), given(5)):
+            step(inputs)
     assert list(fast.sums) == list(plain.sums) == ["ce", "tckd", "nckd", "ikd", "loss", "hits"]
     for name, total in plain.sums.items():
         assert float(fast.sums[name]) == pytest.approx(float(total), rel=1e-4), name
@@ -81,6 +81,84 @@ def test_a_step_compiled_as_a_gpu_has_it_is_the_step(in_a_cache_of_its_own):
     assert all(int(value) == 4 for value in counters), "compiling ahead is not a step"
     assert distance(fast.student.state_dict(), plain.student.state_dict()) < 1e-3
     assert torch.equal(fast.method.ikd.means, plain.method.ikd.means)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Nothing is compiled; each time something would be, a word is added to this list."""
+    made: list[str] = []
+
+    def note(graph: torch.fx.GraphModule, example: list[torch.Tensor]):
+        made.append("a graph")
+        return graph.forward
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: compiler(function, backend=note))
+    return made
+
+
+@pytest.mark.parametrize("method", ["ce", "dkd+ikd"])
+def test_a_step_is_compiled_once_for_all_epochs_to_come(graphs, method):
+    step = losses_alone(method)
+    step.compile(given(16))
+    for number in (2, 3, 4):
+        step.begin_epoch(number, 0.01)
+        step(given(16))
+        step(given(5))
+        step.method.end_epoch(number)
+    assert len(graphs) == 1
+
+
+def test_the_tenth_run_of_a_process_is_compiled_as_the_first_was(graphs):
+    """torch gives up on a function after eight: notebooks train many runs in one process."""
+    for count in range(1, 11):
+        step = losses_alone("kd")
+        step.compile(given(16))
+        step(given(16))
+        assert len(graphs) == count
+
+
+def test_a_stop_while_a_gpus_step_compiles_finds_all_of_it_saved(tiny, tmp_path, monkeypatch):
+    """As on a GPU, but for the compiler: before it starts, the state is that of the step to come."""
+    spec, seen = tiny.spec("dkd+ikd", deterministic=False), []
+    trainer = tiny.trainer(tmp_path / "one", spec)
+
+    class Asked:
+        def __call__(self) -> bool:
+            return False
+
+        @contextmanager
+        def nothing_to_lose(self):
+            shutil.copytree(tmp_path / "one", tmp_path / "two")
+            seen.append((trainer.epoch, trainer.step))
+            yield
+
+    monkeypatch.setattr(trainer.train_step, "compile", lambda inputs: seen.append(len(inputs.target)))
+    trainer.stop = Asked()
+    trainer.prepare()
+    trainer._to_compile = True
+    trainer.train()
+    assert seen == [(2, 0), 64], "once, in epoch 2, before its first full batch"
+    assert tiny.outcome(tiny.train(tmp_path / "two", spec).run) == tiny.outcome(trainer.run)
+
+
+def test_compiled_code_lies_in_this_packages_cache_and_helpers_are_none(tmp_path):
+    """In a process of its own: torch chooses folder and helpers when it is imported, unless it is told."""
+    program = """
+import os, torch
+from ikdlib.training.compiled import Compiled
+torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+made = Compiled(torch.nn.Linear(4, 4), (torch.zeros(2, 4),), ())
+made(torch.zeros(2, 4))
+print(made.works, torch._inductor.async_compile.AsyncCompile._ready_future is None)
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("TORCHINDUCTOR", "TRITON"))}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path / "temporary")}
+    (tmp_path / "temporary").mkdir()
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout == "True True\n", done.stderr
+    assert any((tmp_path / "ikdlib" / "compiled").rglob("*.so")), "the code"
+    assert not list((tmp_path / "temporary").rglob("*.so"))
 
 
 def test_without_a_compiler_it_warns_once_and_trains_all_the_same(tiny, tmp_path, monkeypatch):
@@ -105,14 +183,14 @@ def test_it_is_used_where_it_pays(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(TrainStep, "compile_student", lambda step: asked.append(step))
     tiny.trainer(tmp_path, tiny.spec("ce", deterministic=False)).prepare()
     assert asked == []
-    monkeypatch.setitem(trainer.PAYS_FROM_STEPS, "cpu", 9)
+    monkeypatch.setitem(compiled.PAYS_FROM_STEPS, "cpu", 9)
     tiny.trainer(tmp_path, tiny.spec("ce", deterministic=True)).prepare()
     tiny.trainer(tmp_path, tiny.spec("ce", deterministic=False), compile="off").prepare()
     assert asked == []
     pays = tiny.trainer(tmp_path, tiny.spec("ce", deterministic=False))
     pays.prepare()
     assert asked == [pays.train_step]
-    monkeypatch.setitem(trainer.PAYS_FROM_STEPS, "cpu", 10)
+    monkeypatch.setitem(compiled.PAYS_FROM_STEPS, "cpu", 10)
     tiny.trainer(tmp_path, tiny.spec("ce", deterministic=False)).prepare()
     assert len(asked) == 1
 

@@ -74,9 +74,9 @@ def synthetic_step(
         progress=torch.tensor([2.0, 0.5]).to(device),
         teacher=torch.randn(n, classes).half().to(device) if spec.method.needs_teacher else None,
     )
-    if compile:
-        step.compile(inputs)
     run = GraphedStep(step) if device.type == "cuda" and not spec.deterministic else step
+    if compile:
+        run.compile(inputs)
     return lambda: run(inputs)
 
 

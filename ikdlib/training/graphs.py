@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import torch
 
@@ -52,12 +52,19 @@ class GraphedStep:
                 place.copy_(value)
         graph.replay()
 
+    def compile(self, inputs: Inputs) -> None:
+        """Compile the step, where it will run: what autograd makes belongs to a stream."""
+        self._aside(self.step.compile, inputs)
+
     def _as_it_stands(self, inputs: Inputs) -> None:
+        self._aside(self.step, inputs)
+
+    def _aside(self, work: Callable[[Inputs], None], inputs: Inputs) -> None:
         # On a stream of its own, as capturing wants it: the default stream would wait for everything.
         main = torch.cuda.current_stream(self.step.device)
         self._stream.wait_stream(main)
         with torch.cuda.stream(self._stream):
-            self.step(inputs)
+            work(inputs)
         main.wait_stream(self._stream)
 
     def _capture(self, kind: Hashable, inputs: Inputs) -> bool:

@@ -87,7 +87,7 @@ class Trainer:
         method = methods.build(self.spec.method, data.num_classes).to(device)
         self.train_step = TrainStep(self.student, method, recipe, views, device)
         graphed = device.type == "cuda" and not self.spec.deterministic
-        self._do_step: Callable[[Inputs], None] = GraphedStep(self.train_step) if graphed else self.train_step
+        self._do_step: TrainStep | GraphedStep = GraphedStep(self.train_step) if graphed else self.train_step
         self.teacher_logits = None
         if teacher is not None:
             frozen = Teacher(teacher, self.spec.teacher_sha256, recipe.precision, device)
@@ -166,7 +166,7 @@ class Trainer:
             self._to_compile = False  # for the phase that epoch 2 begins
             self._save()  # a compiler heeds nobody, so a stop may end the process meanwhile
             with getattr(self.stop, "nothing_to_lose", nullcontext)():
-                self.train_step.compile(inputs)
+                self._do_step.compile(inputs)
         self._do_step(inputs)
 
     def _ask_teacher(self, order: Epoch) -> Tensor | None:

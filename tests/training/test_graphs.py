@@ -377,6 +377,25 @@ def test_the_stand_in_keeps_a_rate_that_is_a_number(cuda):
         same(plain, graphed)
 
 
+def test_a_compiled_step_is_captured_anew_and_compiled_where_it_runs(cuda, monkeypatch):
+    """`ce` has one phase: the graph of epoch 1 is of the step as it stands, and is not replayed any more."""
+    counted, compiled_on = Counted(train_step("ce"), cuda), []
+    run = GraphedStep(counted)
+    epoch(run, counted.step, 1)
+    (stands,) = cuda.captures
+
+    def compile(inputs: Inputs) -> None:
+        compiled_on.append((len(inputs.target), cuda.current))
+        monkeypatch.setattr(TrainStep, "is_compiled", True)
+
+    monkeypatch.setattr(counted.step, "compile", compile)
+    run.compile(batch(2, 0, BATCH))
+    assert compiled_on == [(BATCH, counted.runs[0][3])] and cuda.current is cuda.main
+    epoch(run, counted.step, 2)
+    assert [graph.replays for graph in cuda.captures] == [5 - WARM_UP, 5 - WARM_UP]
+    assert cuda.captures[0] is stands
+
+
 def test_the_stand_in_adds_to_the_sums_it_was_captured_with(cuda):
     plain, graphed = train_step("ce"), train_step("ce")
     run = GraphedStep(graphed)

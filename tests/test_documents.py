@@ -190,7 +190,7 @@ def test_the_readmes_numbers_are_those_of_the_run_folders():
 
 
 def test_the_readmes_words_on_its_students_are_those_of_their_runs():
-    """Training accuracy in the last of 48 epochs, over the seeds; and the class means, from the picture's CSV."""
+    """Training accuracy in the last of 48 epochs, over the seeds; the class means, from the picture's CSV."""
     text = re.sub(r"\s+", " ", read("README.md"))
     said = re.findall(
         r"(resnet\d+)[^(]*\(from (\S+) to (\S+) % with KD, from (\S+) to (\S+) % with DKD\)", text

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -66,14 +67,13 @@ class GpuServer:
         if users_own() or not available():
             return
         try:
-            folder = tempfile.mkdtemp(prefix="ikdlib-mps-")
+            self._folder = tempfile.mkdtemp(prefix="ikdlib-mps-")
         except OSError:
             return
-        if self._starts(folder) and self._serves({PIPES: folder}):
-            self.environment = {PIPES: folder}
-            return
-        self.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        if self._starts(self._folder) and self._serves({PIPES: self._folder}):
+            self.environment = {PIPES: self._folder}
+        else:
+            self.close()
 
     def _starts(self, folder: str) -> bool:
         # It serves all GPUs: a child names its own as this process sees them.
@@ -84,9 +84,11 @@ class GpuServer:
                 env={**own, PIPES: folder, LOGS: folder}, start_new_session=True,
             )  # fmt: skip
         except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
             return False
-        said, _, _ = select.select([self._keeper.stdout], [], [], 6 * PATIENCE)
-        return bool(said and self._keeper.stdout.readline())
+        answer = select.poll()
+        answer.register(self._keeper.stdout, select.POLLIN)
+        return bool(answer.poll(6000 * PATIENCE) and self._keeper.stdout.readline())
 
     def _serves(self, environment: dict[str, str]) -> bool:
         client = [sys.executable, "-c", CLIENT]
@@ -102,10 +104,11 @@ class GpuServer:
             self._keeper.stdin.close()
             try:
                 self._keeper.wait(3 * PATIENCE)
-            except subprocess.TimeoutExpired:  # nobody waits for a driver that hangs
-                self._keeper.kill()
+            except subprocess.TimeoutExpired:  # nobody waits for a driver that hangs: it and its shell go
+                os.killpg(self._keeper.pid, signal.SIGKILL)
                 self._keeper.wait()
             self._keeper.stdout.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
         self._keeper, self.environment = None, {}
 
 

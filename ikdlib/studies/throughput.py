@@ -198,7 +198,7 @@ def _fits(row: dict[str, float], count: int, device: torch.device) -> bool:
 
 def _counts(device: torch.device, cores: int) -> Iterable[int]:
     if device.type == "cuda":
-        return (1, 2, 4, 8, 16)  # each takes 20 s: every process chooses algorithms, and compiles
+        return (1, 2, 4, 8, 16)  # each takes 20 s or more: every process chooses algorithms, and compiles
     return sorted({1, cores // 2 or 1, cores})
 
 

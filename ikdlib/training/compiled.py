@@ -23,7 +23,8 @@ from ikdlib.data.cache import default_folder
 
 PAYS_FROM_STEPS = {"cpu": 5000, "cuda": 60_000}
 """Training steps of a run, or as many batches of a teacher: a part of them takes as long as compiling. On a
-GPU that is 77 epochs of CIFAR-100: eight runs side by side gain 0.7 s each, and compile for half a minute."""
+GPU that is 77 epochs of CIFAR-100: eight runs side by side gain 0.7 s in each, and compile for half a minute
+(with 8 threads; with one nobody has measured it)."""
 
 ON_A_GPU = {"combo_kernels": True}
 """Options there: small kernels that do not depend on each other, of which a step has many, become one."""

@@ -124,7 +124,7 @@ def execute(job: Job, stop: Stop | None = None, say=print) -> int:
         return _train(job, device, stop, say)
     finally:
         lock.release()
-        gc.collect()  # compiled code and the step it was made from name each other: gone now, not some time
+        gc.collect()  # a compiled step and its code name each other: its tensors go now, not some time
         torch.set_num_threads(threads)  # the next run of this process has its own
 
 

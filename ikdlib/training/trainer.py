@@ -143,9 +143,8 @@ class Trainer:
         self._resumed_sums = {}
         slab = self._ask_teacher(order)  # after the sums are back: a stop meanwhile saves them
         settle(self.device)
-        ready = time.monotonic()
-        self.seconds["teacher"] += ready - began
-        epoch_began, self._clock = began, ready
+        self._clock = time.monotonic()
+        self.seconds["teacher"] += self._clock - began
         for stored in self.loader.stored(order, start=self.step):
             self._train_step(stored, progress[self.step], slab)
             self.step += 1
@@ -153,7 +152,7 @@ class Trainer:
         self._check_numbers()
         self._account("training")
         self.train_step.method.end_epoch(self.epoch)
-        self.history.append(self._row(rate, len(order), epoch_began))
+        self.history.append(self._row(rate, len(order), began))
         self.epoch, self.step, self.train_step.sums = self.epoch + 1, 0, {}
         self.run.write_history(self.history)
         self._between_steps()
@@ -165,6 +164,7 @@ class Trainer:
         if self._to_compile and self.epoch > 1 and len(stored.target) == self.loader.batch_size:
             self._to_compile = False  # for the phase that epoch 2 begins
             self._save()  # a compiler heeds nobody, so a stop may end the process meanwhile
+            self._between_answers()
             with getattr(self.stop, "nothing_to_lose", nullcontext)():
                 self._do_step.compile(inputs)
         self._do_step(inputs)

@@ -144,10 +144,9 @@ def test_the_cpu_list_goes_item_by_item_and_seed_by_seed(machine):
     lambdas = [f"dkd+ikd, λ {value}" for value in ("0.5", "1", "2", "4", "6", "7", "8")]
     expected = [("resnet8", seed, name, 0) for seed in (1, 2, 3, 4, 5) for name in FIVE]
     expected += [("resnet20", seed, name, 0) for seed in (1, 2) for name in FIVE]
-    more = ["nkd", "nkd+ikd", "wttm", "wttm+ikd"]
-    expected += [("resnet8", seed, name, 0) for seed in (1, 2, 3) for name in more]
-    controls = ["dkd+ikd, towards one hot", "dkd+ikd, towards permuted"]
-    expected += [("resnet8", seed, name, 0) for seed in (1, 2, 3) for name in controls]
+    plain = ["dkd+ikd, towards one hot", "dkd+ikd, towards even rest"]
+    for names in (plain, ["dkd+ikd, towards permuted"], ["nkd", "nkd+ikd", "wttm", "wttm+ikd"]):
+        expected += [("resnet8", seed, name, 0) for seed in (1, 2, 3) for name in names]
     expected += [("resnet8", 1, name, 50) for name in ["dkd", *lambdas[:5], "dkd+ikd", *lambdas[5:]]]
     expected += [("resnet20", seed, name, 0) for seed in (3, 4, 5) for name in FIVE]
     assert [row(job) for job in machine.jobs()] == expected
@@ -194,18 +193,17 @@ def test_the_cpu_runs_are_those_of_the_tables_and_ablations_to_the_job(machine):
     assert len(expected) == 47
     ablations = ("ablations", *short, "resnet56/resnet8", "--methods", "dkd+ikd", "--seeds")
     controls = of(plan.ablation_studies(asked(machine, *ablations, "1,2,3"), "32"))
-    wanted = ("dkd+ikd, towards one hot", "dkd+ikd, towards permuted")
-    expected |= {key: job for key, job in controls.items() if variant_of(job.spec).label in wanted}
-    assert len(expected) == 53
-    expected |= of(plan.ablation_studies(asked(machine, *ablations, "1"), "31"))
-    assert len(expected) == 62
+    wanted = [f"dkd+ikd, towards {name}" for name in ("one hot", "even rest", "permuted")]
+    compared = {key: job for key, job in controls.items() if variant_of(job.spec).label in wanted}
+    assert len(compared) == 9
+    compared |= of(plan.ablation_studies(asked(machine, *ablations, "1"), "31"))
+    assert len(compared) == 18
     pair, names, seeds = more
     expected |= of(plan.studies(asked(machine, "table", *short, pair, "--methods", names, "--seeds", seeds)))
-    assert len(expected) == 77
-    expected = {key: job.updated(keep_logits=job.keep_logits and not job.spec.holdout)
-                for key, job in expected.items()}  # fmt: skip
+    assert sum(job.keep_logits for job in expected.values()) == 5 + 5 + 4, "a seed of each table's cells"
+    expected |= {key: job.updated(keep_logits=False) for key, job in compared.items()}
+    assert len(expected) == 80
     assert {job.spec.run_id: job.updated(threads=None) for job in machine.jobs()} == expected
-    assert sum(job.keep_logits for job in expected.values()) == 5 + 5 + 4 + 2, "the lambda grid's 9 keep none"
 
 
 def test_the_gpu_list_trains_each_teacher_before_its_pairs(gpu):

@@ -256,18 +256,18 @@ def test_the_gpu_runs_are_those_of_the_commands_and_their_teachers_are_trained_h
 
 def test_on_a_cpu_one_run_at_a_time_on_one_thread_at_low_priority(machine):
     told = machine()
-    assert machine.done() == machine.ids() and len(machine.done()) == 77
+    assert machine.done() == machine.ids() and len(machine.done()) == 80
     assert {workers for _, workers in machine.handed} == {1}
     assert {job.threads for group, _ in machine.handed for job in group} == {1}
     assert machine.niced == [19]
-    assert told.count("complete, ") == 6 and "77 runs" not in told
+    assert told.count("complete, ") == 7 and "80 runs" not in told
 
 
 @pytest.mark.parametrize("jobs, workers", [("auto", 1), ("0", 1), ("1", 1), ("2", 2)])
 def test_more_at_once_only_where_it_is_asked_for(machine, jobs, workers):
     machine("--jobs", jobs)
     assert {given for _, given in machine.handed} == {workers}
-    assert [len(group) for group, _ in machine.handed] == [25, 10, 12, 6, 9, 15], "an item is a turn"
+    assert [len(group) for group, _ in machine.handed] == [25, 10, 6, 3, 12, 9, 15], "an item is a turn"
     assert machine.done() == machine.ids()
     assert {job.threads for group, _ in machine.handed for job in group} == {1}
 
@@ -284,7 +284,7 @@ def test_what_was_measured_is_said_run_by_run(machine):
     ids = machine.ids()
     for name, top1 in zip(ids[:6], ["41.00"] * 5 + ["42.00"], strict=True):
         assert f"{name}: top-1 {top1} % (last epoch)" in lines
-    assert lines[-6].endswith(": 6 of 25 runs") and lines[-2].endswith(": 0 of 9 runs")
+    assert lines[-7].endswith(": 6 of 25 runs") and lines[-2].endswith(": 0 of 9 runs")
 
 
 def test_it_goes_on_where_it_stopped(machine):
@@ -352,14 +352,14 @@ def test_without_the_teacher_only_those_run_that_ask_nobody(machine):
     told = machine()
     assert set(machine.done()) == whole and len(whole) == 5 + 2 + 3
     passed = [line for line in told.splitlines() if "passed over" in line]
-    assert [line.split(": ")[1].split()[0] for line in passed] == ["20", "8", "12", "6", "9", "12"], (
+    assert [line.split(": ")[1].split()[0] for line in passed] == ["20", "8", "6", "3", "12", "9", "12"], (
         "one line each"
     )
     assert all("there is no resnet56 (TEACHERS=DIR)" in line for line in passed)
     machine.teachers = machine.studies.teachers("resnet56")
     machine.forget()
     machine()
-    assert len(machine.done()) == 77 - 10, "now they can be done"
+    assert len(machine.done()) == 80 - 10, "now they can be done"
 
 
 def test_a_teacher_that_cannot_be_trained_holds_up_its_own_pairs_alone(gpu):
@@ -429,12 +429,12 @@ def test_dry_lists_every_run_with_its_state_and_does_nothing(machine, an_hour):
     assert machine.handed == [] and machine.niced == []
     assert sorted(machine.results.rglob("*")) == before
     states = ["finished, skipped", "diverged, skipped", "resumed, about 1.00 h (planted)"]
-    states += ["to do, about 1.00 h (planted)"] * 74
+    states += ["to do, about 1.00 h (planted)"] * 77
     runs = [f"  {job.spec.run_id}: {state}" for job, state in zip(jobs, states, strict=True)]
     assert [line for line in lines if line.startswith("  resnet")] == runs
     sums = [line for line in lines if line.startswith("  = ")]
-    assert sums == [f"  = about {hours}.0 core-hours" for hours in (23, 10, 12, 6, 9, 15)]
-    assert lines[-1] == "75 runs left, about 75.0 core-hours"
+    assert sums == [f"  = about {hours}.0 core-hours" for hours in (23, 10, 6, 3, 12, 9, 15)]
+    assert lines[-1] == "78 runs left, about 78.0 core-hours"
     assert lines[0].endswith(": 2 of 25 runs, 1 of them diverged")
 
 
@@ -454,8 +454,8 @@ def test_dry_prices_the_teachers_logits_once_a_seed_and_anew_with_images_apart(m
     monkeypatch.setattr("ikdlib.studies.estimate._timed_epoch", lambda job, data: 100.0)
     monkeypatch.setattr("ikdlib.studies.estimate.seconds_of_slab", lambda job, data: 10.0)
     last = machine("--dry").splitlines()[-1]
-    hours = 48 * (77 * 100 + (5 + 1) * 10) / 3600
-    assert last == f"77 runs left, about {hours:.1f} core-hours"
+    hours = 48 * (80 * 100 + (5 + 1) * 10) / 3600
+    assert last == f"80 runs left, about {hours:.1f} core-hours"
 
 
 # Teacher logits on disk
@@ -482,16 +482,16 @@ def test_logits_are_thrown_away_when_no_run_of_the_list_will_read_them(machine):
     def there() -> list[int]:
         return [seed for seed, path in files.items() if path.exists()]
 
-    machine("--first", "48")  # all but the last run of the controls' first seed
+    machine("--first", "47")  # all but the last run of the other methods' first seed
     assert there() == [1, 2, 3, 4, 5], "the last item reads those of seeds 3 to 5"
     said = machine("--first", "1")
     assert there() == [2, 3, 4, 5] and "resnet56 seed 1" in said and " 1 MiB deleted" in said
-    machine.does = lambda job: False if row(job)[2] == "dkd+ikd, towards permuted" else finish(job.run)
-    machine("--first", "2", status=2)
+    machine.does = lambda job: False if row(job)[2] == "wttm+ikd" else finish(job.run)
+    machine("--first", "4", status=2)
     assert 2 in there(), "the run that failed reads it next time"
     machine.does = lambda job: finish(job.run)
     assert held.exists()
-    machine("--first", str(77 - 49 - 1 - 10))  # one of the controls was not done, and ten are left
+    machine("--first", str(80 - 48 - 3 - 10))  # one of the four was not done, and ten are left
     assert there() == [4, 5] and not held.exists()
     machine()
     assert there() == [] and not held.exists()

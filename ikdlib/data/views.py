@@ -103,6 +103,11 @@ class Views:
         """uint8 [n, height, width, 3] -> float32 [n, 3, height, width], as `apply` shows view `identity`."""
         return self._normalised(images, images.shape[0])
 
+    def black(self, n: int) -> Tensor:
+        """n black images as `apply` shows them: what a model is compiled for."""
+        shape = (n, self.height, self.width, 3)
+        return self.normalise(torch.zeros(shape, dtype=torch.uint8, device=self.device))
+
     def _normalised(self, pixels: Tensor, n: int) -> Tensor:
         if pixels.is_cuda:
             # Division on a GPU may round differently (by a reciprocal, in a fused kernel); a look-up cannot.

@@ -64,6 +64,7 @@ class GpuServer:
     def __init__(self) -> None:
         self.environment: dict[str, str] = {}
         self._keeper: subprocess.Popen | None = None
+        self._folder = ""
         if users_own() or not available():
             return
         try:
@@ -84,7 +85,6 @@ class GpuServer:
                 env={**own, PIPES: folder, LOGS: folder}, start_new_session=True,
             )  # fmt: skip
         except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
             return False
         answer = select.poll()
         answer.register(self._keeper.stdout, select.POLLIN)
@@ -108,8 +108,9 @@ class GpuServer:
                 os.killpg(self._keeper.pid, signal.SIGKILL)
                 self._keeper.wait()
             self._keeper.stdout.close()
+        if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
-        self._keeper, self.environment = None, {}
+        self._keeper, self._folder, self.environment = None, "", {}
 
 
 @contextmanager

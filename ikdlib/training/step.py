@@ -99,10 +99,9 @@ class TrainStep:
 
     def compile_student(self) -> None:
         """Compile the student alone, now: what a CPU gains from; nothing that a step changes is changed."""
-        images = torch.zeros(self.batch_size, 3, self.views.height, self.views.width, device=self.device)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = (self.views.black(self.batch_size),)
         with autocast(self.device, self.precision):
-            self.forward = Compiled(self.student.train(), (images,), (self.student,))
+            self.forward = Compiled(self.student.train(), images, (self.student,))
 
     def compile(self, inputs: Inputs) -> None:
         """Compile `losses` for batches like this one and the method's phase; nothing is changed.

@@ -79,6 +79,14 @@ def test_identity_is_the_normalised_image(size, padding):
     assert plain.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_black_images_lie_in_memory_as_shown_ones_do():
+    shown = Views(4, 6, 9, MEAN, STD)
+    black, real = shown.black(3), shown.apply(pictures(3, 6, 9), torch.arange(3))
+    want = Normalize(MEAN, STD)(ToTensor()(Image.new("RGB", (9, 6))))
+    assert torch.equal(black, want.expand(3, 3, 6, 9))
+    assert (black.dtype, black.stride()) == (real.dtype, real.stride())
+
+
 def test_a_part_of_a_batch_is_shown_alike():
     """A row does not depend on its neighbours: the last, short batch and the teacher's large ones agree."""
     shown = Views(4, 32, 32, MEAN, STD)

@@ -135,7 +135,10 @@ def _test_images(run: Run) -> list[int]:
 
 
 def hardware(facts: Sequence[Facts]) -> str:
-    """Each distinct machine, its runs, and their hours: training, teacher and evaluation together."""
+    """Each distinct machine, the runs that began on it, and their hours: training, teacher and evaluation.
+
+    A run's hours are one sum, wherever it went on: of those that moved, the number is said.
+    """
     if not facts:
         return NO_RUN
     by_machine: dict[str, list[Facts]] = {}
@@ -146,9 +149,16 @@ def hardware(facts: Sequence[Facts]) -> str:
         seconds = [sum(fact.recorded("seconds").values()) for fact in its if fact.recorded("seconds")]
         hours = f"{sum(seconds) / 3600:.2f} hours" if seconds else f"hours {NOT_RECORDED}"
         missing = f" ({len(its) - len(seconds)} {NOT_RECORDED})" if 0 < len(seconds) < len(its) else ""
-        answers.append(f"{machine}: {number_of_runs(len(its))}, {hours}{missing}")
+        moved = sum(_went_elsewhere(fact, machine) for fact in its)
+        elsewhere = f" ({moved} of them went on elsewhere, and are counted here)" if moved else ""
+        answers.append(f"{machine}: {number_of_runs(len(its))}, {hours}{missing}{elsewhere}")
     answers.append(f"threads a run: {tally(fact.recorded('machine', 'threads') for fact in facts)}")
     return "; ".join(answers)
+
+
+def _went_elsewhere(fact: Facts, machine: str) -> bool:
+    resumed = [entry for entry in fact.recorded("resumed_at") or () if isinstance(entry, dict)]
+    return any(_machine(entry["machine"]) != machine for entry in resumed if "machine" in entry)
 
 
 def _machine(recorded: dict[str, Any]) -> str:

@@ -38,17 +38,17 @@ class Difference:
     """``p`` after Holm's correction, where this is one of several differences that are judged together."""
     pairs: int = 1
     """The pairs of models it is the mean of."""
-    split: bool = False
-    """One of these pairs lies significantly on the other side of zero: no one sentence holds for all."""
+    objection: str = ""
+    """Why no one sentence holds for all these pairs, whatever their mean: empty where one may."""
 
     @property
     def verdict(self) -> str:
         """``supported`` (interval above 0), ``contradicted`` (below 0) or ``undecided``.
 
         One of several is undecided too where its corrected ``p`` is not below 0.05; so is a mean over pairs
-        that disagree (``split``).
+        that there is an ``objection`` to.
         """
-        certain = not self.split and (self.holm is None or self.holm < 0.05)
+        certain = not self.objection and (self.holm is None or self.holm < 0.05)
         if certain and self.low is not None and self.high is not None:
             if self.low > 0:
                 return "supported"
@@ -61,8 +61,8 @@ class Difference:
         """Why an interval is undecided, or what would tell: words to follow the verdict; may be empty."""
         if self.low is None or self.high is None or self.verdict != "undecided":
             return ""
-        if self.split:
-            return " (the pairs disagree)"
+        if self.objection:
+            return f" ({self.objection})"
         if self.needed:
             return f", about {self.needed} seeds{' a pair' if self.pairs > 1 else ''} would tell"
         return f" (Holm's p {self.holm:.3f})" if self.holm is not None and self.low * self.high > 0 else ""
@@ -70,6 +70,8 @@ class Difference:
     @property
     def size(self) -> str:
         """The difference, its interval and n."""
+        if self.low is None and self.pairs > 1:
+            return f"{self.mean:+.2f} ({self.pairs} pairs, one seed of each: no interval)"
         if self.low is None:
             return f"{self.mean:+.2f} (n={self.n}, no interval from one seed)"
         return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}] (n={self.n})"
@@ -116,8 +118,12 @@ def pooled_difference(
     ``strata``: for each pair of models what was treated and its base, by seed. Each pair weighs the same.
     The interval rests on the spread of the seeds *within* the pairs, taken as one variance for all of them,
     so it speaks of these very pairs; of a single pair it is `paired_difference`'s. ``n`` counts differences.
-    Pairs may differ in size; where one's own mean lies on the other side of zero, its ``p`` (with that
-    variance, after Holm's correction over the pairs) below ``1 - level``, they are ``split``.
+    Two things are said as an ``objection``, both with that one variance:
+
+    - the pairs disagree: one's own mean lies on the other side of zero, its ``p`` after Holm's correction over
+      the pairs below ``1 - level``;
+    - one pair carries it: the pairs differ by more than chance (the F test of a one-way analysis of variance,
+      p below ``1 - level``), and without one of them the mean's interval holds zero.
     """
     from scipy import stats
 
@@ -139,10 +145,10 @@ def pooled_difference(
     spread = math.sqrt(within / len(found))
     needed = _seeds_needed(mean, spread, level, len(found)) if undecided and freedom > 1 else None
     p = _two_sided(mean, error, freedom)
-    means = [float(d.mean()) for d in found]
-    own = [_two_sided(m, math.sqrt(within / len(d)), freedom) for m, d in zip(means, found, strict=True)]
-    split = any(m * mean < 0 and q < 1 - level for m, q in zip(means, holm(own), strict=True))
-    return Difference(mean, mean - half, mean + half, n, None, needed, p, pairs=len(found), split=split)
+    objection = _objection(found, within, freedom, level)
+    return Difference(
+        mean, mean - half, mean + half, n, None, needed, p, pairs=len(found), objection=objection
+    )
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
@@ -177,6 +183,38 @@ def _two_sided(mean: float, error: float, freedom: int) -> float:
     if error == 0:  # equal differences, to the bit
         return 0.0 if mean else 1.0
     return float(2 * stats.t.sf(abs(mean) / error, freedom))
+
+
+def _objection(found: Sequence[np.ndarray], within: float, freedom: int, level: float) -> str:
+    """Why the mean over these pairs does not speak for each of them (`pooled_difference`); may be empty."""
+    from scipy import stats
+
+    if len(found) < 2:
+        return ""
+    means = np.array([d.mean() for d in found])
+    variances = np.array([within / len(d) for d in found])
+    side = np.sign(means.mean())
+    own = holm([_two_sided(m, math.sqrt(v), freedom) for m, v in zip(means, variances, strict=True)])
+    if any(m * side < 0 and p < 1 - level for m, p in zip(means, own, strict=True)):
+        return "the pairs disagree"
+    limit, others = stats.t.ppf((1 + level) / 2, freedom), len(found) - 1
+    decided = side * means.sum() > limit * np.sqrt(variances.sum())
+    without = side * (means.sum() - means) / others
+    open_ = without <= limit * np.sqrt(variances.sum() - variances) / others
+    if decided and open_.any() and _differ(found, within, freedom) < 1 - level:
+        return "one pair carries it"
+    return ""
+
+
+def _differ(found: Sequence[np.ndarray], within: float, freedom: int) -> float:
+    """p of the F test that several groups have one mean; ``within`` is their common variance."""
+    from scipy import stats
+
+    whole = np.concatenate(found).mean()
+    between = sum(len(d) * float((d.mean() - whole) ** 2) for d in found) / (len(found) - 1)
+    if within == 0:  # equal differences in each pair, to the bit
+        return 0.0 if between else 1.0
+    return float(stats.f.sf(between / within, len(found) - 1, freedom))
 
 
 def _seeds_needed(mean: float, std: float, level: float, pairs: int = 1, most: int = 1000) -> int | None:

@@ -102,7 +102,7 @@ def pooled(cells: Iterable[Any], primary: str) -> pd.DataFrame:
     the rows of several pairs are judged together. Pairs count as independent; `ce` is one run for all pairs
     of its student, so it is not pooled.
     Columns: method, pairs, over (their names, or how many there are), gain_n, gain, gain_low, gain_high,
-    p, p_holm, verdict, seeds_needed, split.
+    p, p_holm, verdict, seeds_needed, objection.
     """
     single, scores = _single(cells, primary)
     pairs_of = {}
@@ -140,7 +140,7 @@ NAMED = 3
 
 POOLED = (
     "method", "pairs", "over", "gain_n", "gain", "gain_low", "gain_high", "p", "p_holm", "verdict",
-    "seeds_needed", "split",
+    "seeds_needed", "objection",
 )  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def _row(base: str, pairs: Sequence[str], found: Difference) -> dict[str, Any]:
         "over": ", ".join(pairs) if len(pairs) <= NAMED else f"{len(pairs)} pairs",
         "gain_n": found.n, "gain": found.mean, "gain_low": found.low, "gain_high": found.high,
         "p": found.p, "p_holm": found.holm, "verdict": found.verdict, "seeds_needed": found.needed,
-        "split": found.split,
+        "objection": found.objection,
     }  # fmt: skip
 
 
@@ -269,8 +269,8 @@ def difference_of(row: Mapping[str, Any] | pd.Series) -> Difference:
     names = ("gain_low", "gain_high", "p", "p_holm", "seeds_needed")
     low, high, p, holm, needed = (None if pd.isna(row.get(name)) else row[name] for name in names)
     needed = None if needed is None else int(needed)
-    pairs, split = int(row.get("pairs", 1)), bool(row.get("split", False))
-    return Difference(row["gain"], low, high, int(row["gain_n"]), None, needed, p, holm, pairs, split)
+    pairs, objection = int(row.get("pairs", 1)), row.get("objection", "")
+    return Difference(row["gain"], low, high, int(row["gain_n"]), None, needed, p, holm, pairs, objection)
 
 
 def _gain(row: pd.Series) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def studies(settings: StudySettings) -> dict[str, Study]:
         same = notebook.startswith("20")
         pairs = defaults if asked is None else tuple(p for p in asked if same_architecture(p) == same)
         if pairs:
-            found[notebook] = Study(settings.updated(pairs=",".join(pairs)))
+            found[notebook] = Study(settings.updated(pairs=",".join(pairs)), defaults)
     return found
 
 
@@ -100,9 +101,15 @@ def dry_run(found: Iterable[Study], students: bool = True) -> str:
     return "\n".join(lines)
 
 
-def suffix(study: Study) -> str:
-    """What tells tables of one profile apart: another length, precision or protocol is another table."""
+def suffix(study: Study, pairs: bool = True) -> str:
+    """What tells tables of one profile apart: other pairs, length, precision or protocol is another table.
+
+    ``pairs``: name the pairs where they are not the table's own, or, of more than three, their number.
+    """
     parts = []
+    if pairs and (names := [pair.replace("/", "-") for pair in study.chosen_pairs]):
+        digest = hashlib.sha256("+".join(names).encode()).hexdigest()[:6]
+        parts.append("+".join(names) if len(names) <= 3 else f"{len(names)}pairs-{digest}")
     if study.epochs != study.profile.epochs:
         parts.append(f"{study.epochs}epochs")
     if study.precision != study.profile.precision:

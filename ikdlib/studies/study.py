@@ -48,7 +48,8 @@ class Study:
     ):
         self.settings = settings
         self.profile: Profile = profile(settings.profile)
-        self.pairs = listed(settings.pairs) or self.profile.pairs or default_pairs
+        self._usual_pairs = self.profile.pairs or default_pairs
+        self.pairs = listed(settings.pairs) or self._usual_pairs
         asked = list(variants) or [Variant(name) for name in listed(settings.methods) or self.profile.methods]
         self.variants = {variant.label: variant for variant in asked}
         self.seeds = _seeds(settings.seeds) or self.profile.seeds
@@ -70,6 +71,12 @@ class Study:
     def methods(self) -> tuple[str, ...]:
         """The cells of each pair by their label: a method's name, and what is changed in it."""
         return tuple(self.variants)
+
+    @property
+    def chosen_pairs(self) -> tuple[str, ...]:
+        """The pairs, in the order of their names, where they are not the table's own; else empty."""
+        chosen = tuple(sorted(set(self.pairs)))
+        return () if chosen == tuple(sorted(self._usual_pairs)) else chosen
 
     @cached_property
     def data(self) -> DataSet:

@@ -135,9 +135,9 @@ def test_every_frame_and_sentence_is_made(folders, make):
 def test_where_no_pair_has_both_sides_every_claim_and_the_headline_are_not_run(folders, make):
     make(folders)
     page, _, words = everything_of(folders)
-    verdicts = {"4": {"not studied"}}
-    for number, rows in page.groupby("claim"):
-        assert set(rows["verdict"]) == verdicts.get(number, {"not run"})
+    apart = (page["claim"] == "4") | page["sentence"].str.contains("ImageNet")
+    assert set(page[apart]["verdict"]) == {"not studied"}
+    assert set(page[~apart]["verdict"]) == {"not run"}
     assert len(page) == 21
     assert "**not run**" in words[0] and not any("supported" in line for line in words)
 

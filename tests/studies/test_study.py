@@ -13,7 +13,7 @@ from ikdlib.studies.children import ENVIRONMENT
 from ikdlib.studies.plan import dry_run, same_architecture, suffix
 from ikdlib.studies.plan import studies as tables_of
 from ikdlib.studies.profiles import LOGIT_METHODS
-from ikdlib.studies.study import StudySettings
+from ikdlib.studies.study import Study, StudySettings
 from ikdlib.training.checkpoint import digest
 from ikdlib.training.job import load_teacher
 
@@ -52,6 +52,26 @@ def test_another_length_precision_protocol_or_holdout_is_another_run_and_table(s
     plain, other = studies.study(teachers=teachers), studies.study(teachers=teachers, **change)
     assert set(ids(plain.student_jobs())).isdisjoint(ids(other.student_jobs()))
     assert suffix(plain) != suffix(other)
+
+
+def test_other_pairs_are_another_table_and_the_tables_own_need_no_name(studies):
+    own = ("resnet14/resnet8", "resnet20/resnet8")
+    asked = [
+        "",
+        "resnet20/resnet8,resnet14/resnet8",
+        "resnet20/resnet8",
+        "resnet20/resnet14,resnet14/resnet8",
+    ]
+    made = [Study(studies.settings(pairs=pairs, profile="short", epochs=0), own) for pairs in asked]
+    assert [suffix(study) for study in made] == [
+        "", "", "-resnet20-resnet8", "-resnet14-resnet8+resnet20-resnet14",
+    ]  # fmt: skip
+    assert suffix(made[2], pairs=False) == ""
+    many = [Study(studies.settings(pairs=f"resnet20/resnet8,{rest}", profile="short", epochs=0), own) for rest in (
+        "vgg13/vgg8,resnet56/resnet20,resnet110/resnet32", "vgg13/vgg8,resnet56/resnet20,resnet110/resnet20",
+    )]  # fmt: skip
+    names = [suffix(study) for study in many]
+    assert all(re.fullmatch("-4pairs-[0-9a-f]{6}", name) for name in names) and len(set(names)) == 2
 
 
 def test_where_things_lie_does_not_change_what_a_run_is(studies):

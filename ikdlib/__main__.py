@@ -34,6 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     except IkdError as error:
         print(f"ikdlib: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"ikdlib: {words}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("ikdlib: stopped; the same command goes on from there", file=sys.stderr)
         return 130

@@ -131,6 +131,14 @@ def test_methods_lists_everything(capsys):
         assert name in listed
 
 
+def test_a_file_that_cannot_be_written(fails, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "results/table.md")
+
+    monkeypatch.setattr("ikdlib.studies.plan.dry_run", full)
+    assert fails("table", "--dry") == "ikdlib: results/table.md: No space left on device\n"
+
+
 def test_ctrl_c_is_130_and_says_how_to_go_on(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt

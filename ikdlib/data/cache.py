@@ -42,10 +42,10 @@ def fetch(stem: str, key: str, make: Callable[[], Decoded], folder: str | Path |
 
     folder = default_folder() if folder is None else Path(folder)
     path = folder / f"{stem}.safetensors"
-    if (found := read(path, key)) is not None:
-        return found
     lock = FileLock(str(path) + ".lock")
     try:
+        if (found := read(path, key)) is not None:
+            return found
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except (OSError, NotImplementedError) as error:

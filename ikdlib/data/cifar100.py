@@ -11,6 +11,7 @@ import io
 import os
 import pickle
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -158,7 +159,7 @@ def _from_archive(archive: Path) -> Decoded:
                     files[name] = tar.extractfile(member).read()  # type: ignore[union-attr]
     except PermissionError:
         raise
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise IkdError(
             f"{archive} cannot be unpacked ({error}): the download was cut off or is another file; delete it "
             "and run `make data`"

@@ -10,6 +10,7 @@ import shutil
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 
 from ikdlib.data import cifar100
@@ -104,7 +105,9 @@ def fetch_cifar100(root: str | Path | None = None) -> Path:
             raise IkdError(f"{archive} does not hold the official files; delete it and run `make data` again")
         shutil.rmtree(target, ignore_errors=True)
         os.replace(staging / cifar100.FOLDER, target)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # not the archive's fault: its md5 was right
+            raise IkdError(f"{target} cannot be written ({error.strerror}); the archive is kept") from error
         raise IkdError(f"{archive} cannot be unpacked ({error}); delete it and try again") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -120,8 +120,8 @@ def pooled_difference(
     so it speaks of these very pairs; of a single pair it is `paired_difference`'s. ``n`` counts differences.
     Two things are said as an ``objection``, both with that one variance:
 
-    - the pairs disagree: one's own mean lies on the other side of zero, its ``p`` after Holm's correction over
-      the pairs below ``1 - level``;
+    - the pairs disagree: one's own mean lies on the other side of zero, its ``p`` below ``1 - level`` (after
+      Holm's correction over the pairs);
     - one pair carries it: the pairs differ by more than chance (the F test of a one-way analysis of variance,
       p below ``1 - level``), and without one of them the mean's interval holds zero.
     """

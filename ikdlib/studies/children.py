@@ -75,9 +75,13 @@ def run(child: Child) -> tuple[int, str]:
 
     It is a session of its own: a terminal's Ctrl-C does not reach it, its pool tells it by `stop`.
     """
-    child.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**ENVIRONMENT, **os.environ, **child.environment, PARENT: str(os.getpid())}
-    with open(child.log, "ab") as log:
+    try:
+        child.log.parent.mkdir(parents=True, exist_ok=True)
+        log = open(child.log, "ab")  # noqa: SIM115
+    except OSError as error:
+        return DISK_FULL if error.errno in FULL else FAILED, f"{child.log}: {error.strerror}"
+    with log:
         with _guard:
             if child.owner in _stopped:
                 return STOPPED[0], ""

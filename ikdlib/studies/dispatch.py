@@ -53,7 +53,7 @@ class Summary:
 
     total: int
     done: int = 0
-    failed: dict[str, str] = field(default_factory=dict)  # name to reason
+    failed: dict[str, str] = field(default_factory=dict)  # the task's id to name and reason
     reason: str = ""  # why the rest was not started
 
     @property
@@ -63,7 +63,7 @@ class Summary:
         words = f"{self.total} cell{'s' * (self.total != 1)}: {self.done} finished"
         words += f", {len(self.failed)} failed" if self.failed else ""
         words += f", {left} not done ({self.reason})" if left else ""
-        return [f"failed: {name}: {why}" for name, why in self.failed.items()] + [words]
+        return [f"failed: {words}" for words in self.failed.values()] + [words]
 
     def check(self) -> None:
         """Raises `IkdError` unless all cells are done."""
@@ -96,7 +96,7 @@ def run(pieces: Iterable[Piece], engine, folder: Path, display: Display, before:
                     display.ended(piece)
                     continue
                 if piece.elsewhere and (why := _failed_elsewhere(piece, began)):
-                    summary.failed[piece.name] = why
+                    summary.failed[piece.task.id] = f"{piece.name}: {why}"
                     display.ended(piece, failed=True)
                     continue
                 if piece.task.taken:
@@ -115,7 +115,7 @@ def run(pieces: Iterable[Piece], engine, folder: Path, display: Display, before:
             for future in ended:
                 piece = running.pop(future)
                 if _end(piece, future, waiting, engine, summary):
-                    display.ended(piece, failed=piece.name in summary.failed)
+                    display.ended(piece, failed=piece.task.id in summary.failed)
             display.show(running.values(), summary)
     except BaseException:
         engine.stop()
@@ -158,10 +158,9 @@ def _end(piece: Piece, future: Future, waiting: deque[Piece], engine, summary: S
     except CancelledError:
         summary.reason = "the scheduler is gone"
         return False
-    except Exception as error:  # the log cannot be written; or Dask gave up, because workers died with it
-        full = isinstance(error, OSError) and error.errno in children.FULL
+    except Exception as error:  # Dask gave up, because workers died with it, say
         lost = type(error).__name__ == "KilledWorker"
-        code = children.DISK_FULL if full else children.LOST if lost else children.FAILED
+        code = children.LOST if lost else children.FAILED
         words = "the workers that ran it died" if lost else f"{type(error).__name__}: {error}"
     if code == children.FINISHED or (code != children.ELSEWHERE and piece.done()):
         summary.done += 1
@@ -186,7 +185,7 @@ def _end(piece: Piece, future: Future, waiting: deque[Piece], engine, summary: S
     else:
         why = children.reason(code, words) if code not in children.STOPPED else "stopped by a signal"
         why = why.removeprefix("ikdlib: ") + (f", {piece.attempts} times" if killed else "")
-        summary.failed[piece.name] = why
+        summary.failed[piece.task.id] = f"{piece.name}: {why}"
         if not piece.task.taken:
             piece.task.tidy()
             if not piece.task.record():  # it came to no end of its own

@@ -5,6 +5,7 @@ The same is written to a file, from which a second terminal reads it (`watch`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -201,7 +202,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         state = json.loads(path.read_text())
         host, pid = path.stem.removeprefix("progress-").rsplit("-", 1)
         if host == socket.gethostname():
-            os.kill(int(pid), 0)
+            with contextlib.suppress(PermissionError):  # it is there, and another user's
+                os.kill(int(pid), 0)
         return state if time.time() - path.stat().st_mtime < SILENT else None
     except (OSError, ValueError):
         return None

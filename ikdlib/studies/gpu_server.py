@@ -30,8 +30,10 @@ USERS_OWN = "/tmp/nvidia-mps/control"
 PATIENCE = 10
 """Seconds the server waits for clients that are still there, killed ones say, before it ends all the same."""
 
-# It goes when its input ends: with the pool, or with the pool's process, however that died.
+# It goes when its input ends: with the pool, or with the pool's process, however that died. A signal to all
+# of a job's processes is not for it, nor for the server: the runs that it asks to stop still save through it.
 KEEPER = f"""
+trap '' TERM INT HUP
 "$0" -d < /dev/null > /dev/null 2>&1 || exit 1
 echo started
 read -r line

@@ -127,7 +127,7 @@ def run_all(
     pending = [job.updated(threads=job.threads or slots.threads, share=slots.share) for job in pending]
     pool = LocalPool(slots)
     logs = [job.run.folder / "log.txt" for job in pending]
-    said = {log: log.stat().st_size if log.exists() else 0 for log in logs}  # by earlier attempts
+    said = {log: _size(log) for log in logs}  # by earlier attempts
     futures: dict[str, Future] = {}
     try:
         for job in pending:
@@ -137,13 +137,13 @@ def run_all(
         pool.stop()
         raise
     pool.shutdown()
-    ended = {run_id: future.result() for run_id, future in futures.items()}
-    failed = [run_id for run_id, (code, _) in ended.items() if code not in (0, children.DIVERGED)]
+    outcomes = {run_id: future.result() for run_id, future in futures.items()}
+    failed = [run_id for run_id, (code, _) in outcomes.items() if code not in (0, children.DIVERGED)]
     if failed:
         log = next(job.run.folder / "log.txt" for job in pending if job.spec.run_id == failed[0])
-        reason = children.reason(*ended[failed[0]])
-        raise IkdError(f"{len(failed)} of {len(ended)} runs failed; {reason} (log: {log})")
-    return {run_id: code for run_id, (code, _) in ended.items()}
+        reason = children.reason(*outcomes[failed[0]])
+        raise IkdError(f"{len(failed)} of {len(outcomes)} runs failed; {reason} (log: {log})")
+    return {run_id: code for run_id, (code, _) in outcomes.items()}
 
 
 def _child(job: Job, pool: LocalPool) -> Child:
@@ -204,16 +204,24 @@ def _watch(
 def _new_warnings(read: dict[Path, int]) -> Iterator[str]:
     """Warnings in the logs beyond what was read of each before; ``read`` moves on, line by line."""
     for log, start in read.items():
-        if not log.exists():
+        try:
+            with open(log, "rb") as file:
+                file.seek(start)
+                text = file.read()
+        except OSError:  # not there yet, or another user's
             continue
-        with open(log, "rb") as file:
-            file.seek(start)
-            text = file.read()
         whole = text[: text.rfind(b"\n") + 1]
         read[log] = start + len(whole)
         for line in whole.decode(errors="replace").splitlines():
             if line.startswith(WARNING):
                 yield line.removeprefix(WARNING)
+
+
+def _size(log: Path) -> int:
+    try:
+        return log.stat().st_size
+    except OSError:
+        return 0
 
 
 def _epochs_done(job: Job) -> float:
@@ -225,7 +233,7 @@ def _epochs_done(job: Job) -> float:
 
 def _line(job: Job, futures: dict[str, Future]) -> str:
     progress = job.run.progress
-    if futures[job.spec.run_id].done() or not progress:
+    if not futures[job.spec.run_id].running() or not progress:  # one that waits may have begun yesterday
         return ""
     accuracy = f" {progress['test_top1']:.1f}%" if progress["test_top1"] is not None else ""
     name = variant_of(job.spec).label if job.spec.teacher else job.spec.method

@@ -84,12 +84,14 @@ def keep(run: Run, own: Path, num_classes: int) -> Path:
     """Save a finished teacher run's weights as fp16 in ``own``, with a card beside them.
 
     Raises:
-        IkdError: the run is not finished, or diverged.
+        IkdError: the run is not finished, or diverged; or its weights are gone.
     """
     path = own / f"{run.spec.run_id}.safetensors"
     if not path.exists():
         if run.status != "finished":
             raise IkdError(f"{run.spec.run_id}: {run.status}, so there is no teacher to keep")
+        if not run.weights.exists():
+            raise IkdError(f"{run.weights}: is gone; delete {run.folder} to train the teacher again")
         weights = load_file(run.weights)
         half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
         model = models.build(run.spec.student, num_classes)

@@ -4,12 +4,13 @@ The compiler fuses batch norm, ReLU and additions, which are a quarter to a half
 two threads, fp32: resnet8x4 1.18, resnet20 1.11, ShuffleV1 1.19, MobileNetV2 1.02 times as fast; one
 thread, resnet8: 1.3). It costs 20 to 65 s once on a machine, then about 5 s a run from its cache on disk.
 On a GPU it makes 137 kernels of 330, losses included (one H200, bf16, resnet8x4 with dkd+ikd, in a graph as
-`graphs.py` captures it: 0.78 ms a step instead of 1.30), at 14 to 31 s once (8 threads), then 7 s a run.
+`graphs.py` captures it: 0.78 ms a step instead of 1.30), at 14 to 31 s once (8 helpers), then 7 s a run.
 Results differ as those of two libraries do: by the rounding of reordered sums.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,10 +25,16 @@ from ikdlib.data.cache import default_folder
 PAYS_FROM_STEPS = {"cpu": 5000, "cuda": 60_000}
 """Training steps of a run, or as many batches of a teacher: a part of them takes as long as compiling. On a
 GPU that is 77 epochs of CIFAR-100: eight runs side by side gain 0.7 s in each, and compile for half a minute
-(with 8 threads; with one nobody has measured it)."""
+(with 8 helpers; with fewer nobody has measured it)."""
 
-ON_A_GPU = {"combo_kernels": True}
-"""Options there: small kernels that do not depend on each other, of which a step has many, become one."""
+HELPERS = 8
+"""Processes at most that compile a GPU run's hundred kernels, one a thread of the run. They may outlive a run
+that is killed by a minute; on a CPU, which has fewer kernels, a process compiles for itself."""
+
+
+def on_a_gpu() -> dict[str, Any]:
+    """Options there: small kernels that do not depend on each other, of which a step has many, become one."""
+    return {"combo_kernels": True, "compile_threads": min(HELPERS, torch.get_num_threads())}
 
 
 def pays(wanted: str, deterministic: bool, steps: int, device: torch.device) -> bool:
@@ -55,11 +62,11 @@ class Compiled:
         modules: Sequence[nn.Module],
         options: dict[str, Any] | None = None,
     ):
-        # Compiler helpers would outlive a run that is killed; one process compiles for itself.
-        alone = {} if "TORCHINDUCTOR_COMPILE_THREADS" in os.environ else {"compile_threads": 1}
         _keep_cache()
         self.function, self.size = function, len(example[0])
-        chosen = {**alone, **(options or {})}
+        chosen = {"compile_threads": 1, **(options or {})}
+        if "TORCHINDUCTOR_COMPILE_THREADS" in os.environ:
+            chosen.pop("compile_threads")
         own = function if "freezing" in chosen else _with_code_of_its_own(function)
         self._fast = torch.compile(own, dynamic=False, options=chosen)
         try:
@@ -84,7 +91,9 @@ class Compiled:
         """Compile now, both ways where gradients are asked for, and leave the modules as they were."""
         before = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
         try:
-            output = self._fast(*example)
+            # The backward too is compiled now, in the thread that signals reach, not in autograd's own.
+            with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+                output = self._fast(*example)
             output = output[0] if isinstance(output, tuple) else output
             if output.requires_grad:
                 output.float().sum().backward()
@@ -98,12 +107,17 @@ class Compiled:
 def _keep_cache() -> None:
     """Compiled code is kept in this package's cache, unless the user names another folder.
 
-    torch names one of its own below the folder for temporary files as soon as it is asked for one.
+    torch names one of its own below the folder for temporary files as soon as it is asked for one; that
+    serves where this package's cannot be written.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(default_folder() / "compiled")
+        folder = default_folder() / "compiled"
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def _with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:

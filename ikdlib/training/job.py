@@ -151,6 +151,9 @@ def _train(job: Job, device: torch.device, stop: Stop, say: Callable[[str], None
     slabs = None if job.slabs is None else Path(job.slabs)
     trainer = Trainer(run, images, teacher, device, slabs, stop, job.keep_logits, job.compile)
     given = torch.get_num_threads()
+    if stop():  # before the compiler, which heeds nobody
+        say(f"{spec.run_id}: stopped before its first step; the same command goes on from there")
+        return 128 + (stop.signal or signal.SIGTERM)
     with stop.nothing_to_lose():
         trainer.prepare()
     if (kept := torch.get_num_threads()) != given:

@@ -20,7 +20,7 @@ from ikdlib.data.views import Views
 from ikdlib.methods.base import Method
 from ikdlib.models import CifarModel, Outputs
 from ikdlib.spec import Recipe
-from ikdlib.training.compiled import ON_A_GPU, Compiled
+from ikdlib.training.compiled import Compiled, on_a_gpu
 from ikdlib.training.evaluate import autocast, exact_fp32
 
 
@@ -108,7 +108,7 @@ class TrainStep:
 
         All of them, on a GPU: there the number of kernels is what counts, and half of them are the losses'.
         """
-        self._compiled = Compiled(self.losses, inputs, (self.student, self.method), ON_A_GPU)
+        self._compiled = Compiled(self.losses, inputs, (self.student, self.method), on_a_gpu())
 
     @property
     def is_compiled(self) -> bool:

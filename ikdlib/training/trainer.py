@@ -96,7 +96,7 @@ class Trainer:
         self.epoch, self.step, self._prepared, self._to_compile = 1, 0, False, False
         self.history: list[dict[str, Any]] = []
         self.test_logits: Tensor | None = None
-        self.seconds = {"training": 0.0, "teacher": 0.0, "evaluation": 0.0}
+        self.seconds = dict.fromkeys(("training", "teacher", "evaluation", "compiling"), 0.0)
         self.origin = provenance.Origin(device)
         self._resumed_sums: dict[str, Tensor] = {}
 
@@ -108,9 +108,9 @@ class Trainer:
         self._prepared = True
         if self.run.checkpoint.exists():
             self._restore()
-        # All steps, not those left: a run resumed near its end goes on with the same code, to the same bits.
-        steps = self.spec.recipe.epochs * self.loader.steps
-        self._to_compile = pays(self.compile, self.spec.deterministic, steps, self.device)
+        # On a CPU all steps, not those left: a run resumed late goes on with the same code, to the bit.
+        left = self.spec.recipe.epochs - (0 if self.device.type == "cpu" else self.epoch - 1)
+        self._to_compile = pays(self.compile, self.spec.deterministic, left * self.loader.steps, self.device)
         if self._to_compile and self.device.type == "cpu":
             self._to_compile = False
             self.train_step.compile_student()
@@ -167,6 +167,7 @@ class Trainer:
             self._between_answers()
             with getattr(self.stop, "nothing_to_lose", nullcontext)():
                 self._do_step.compile(inputs)
+            self._account("compiling")
         self._do_step(inputs)
 
     def _ask_teacher(self, order: Epoch) -> Tensor | None:
@@ -253,7 +254,7 @@ class Trainer:
         sums = below(tensors, "sums")
         self._resumed_sums = {name: sums[name] for name in facts["sums"]}
         self.epoch, self.step = facts["epoch"], facts["step"]
-        self.history, self.seconds = facts["history"], facts["seconds"]
+        self.history, self.seconds = facts["history"], self.seconds | facts["seconds"]
         if slabs := facts.get("slabs"):
             self.teacher_logits.computed, self.teacher_logits.found = slabs["computed"], slabs["found"]
         self.origin.resume(facts, self.epoch, self.step)
@@ -261,9 +262,7 @@ class Trainer:
     # What a finished run leaves
 
     def _finish(self, status: str) -> dict[str, Any]:
-        weights = {
-            name: value.detach().cpu().contiguous() for name, value in self.student.state_dict().items()
-        }
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.student.state_dict().items()}
         result: dict[str, Any] = {"status": status}
         if status == "finished":
             files.write_bytes(self.run.weights, save(weights))

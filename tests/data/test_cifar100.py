@@ -198,6 +198,20 @@ def test_a_truncated_archive_is_named(tmp_path, load, monkeypatch):
         load(tmp_path)
 
 
+def test_an_archive_damaged_in_the_middle_is_named(tmp_path, load, monkeypatch):
+    """Wherever the damage is: zlib, tarfile or the checksums notice, each with errors of its own."""
+    folder = write_official(tmp_path / "official")
+    bless(monkeypatch, folder)
+    archive = tmp_path / "cifar-100-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, "cifar-100-python")
+    whole = archive.read_bytes()
+    for place in range(20, len(whole) - 64, len(whole) // 24):
+        archive.write_bytes(whole[:place] + bytes(64) + whole[place + 64 :])
+        with pytest.raises(IkdError, match="cifar-100-python.tar.gz"):
+            load(tmp_path)
+
+
 def test_missing_data_says_how_to_get_it(tmp_path, load, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(IkdError, match="not found in data/; `make data` downloads it, or DATA=DIR names"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.server
 import io
@@ -232,6 +233,19 @@ def test_an_archive_with_other_files_is_refused(official, tmp_path):
     with pytest.raises(IkdError, match="does not hold the official files"):
         download.fetch_cifar100(tmp_path)
     assert not (tmp_path / "cifar-100-python").exists() and not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_full_disk_while_unpacking_does_not_blame_the_archive(server, official, tmp_path, monkeypatch):
+    def full(self, path, **_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    official({f"cifar-100-python/{name}": name.encode() for name in ("train", "test", "meta")})
+    with monkeypatch.context() as patch:
+        patch.setattr(download.tarfile.TarFile, "extractall", full)
+        with pytest.raises(IkdError, match="cifar-100-python cannot be written .No space .*archive is kept"):
+            download.fetch_cifar100(tmp_path)
+    download.fetch_cifar100(tmp_path)
+    assert len(server.asked) == 1
 
 
 def test_an_archive_cannot_write_outside(official, tmp_path):

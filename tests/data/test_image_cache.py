@@ -98,6 +98,20 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path):
     assert make.calls == 3 and len(caught) == 1
 
 
+def test_a_folder_that_may_not_be_entered_costs_one_warning(tmp_path, monkeypatch):
+    """Somebody else's home, as in a container that is run under a user of its own."""
+
+    def forbidden(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    monkeypatch.setattr(Path, "mkdir", lambda self, **_: forbidden(self))
+    make = Maker()
+    with pytest.warns(UserWarning, match="cannot be written .Permission denied"):
+        assert equal(cache.fetch("set", "key", make, tmp_path / "closed"), made())
+    assert make.calls == 1
+
+
 def test_a_full_disk_costs_one_warning_and_leaves_nothing(tmp_path, monkeypatch):
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device")

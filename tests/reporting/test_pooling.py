@@ -152,7 +152,7 @@ def test_a_pair_objects_where_its_own_effect_is_significant_among_all(harm):
 @pytest.mark.parametrize("level", [0.95, 0.8])
 @pytest.mark.parametrize("sizes", [(5, 3), (3, 3, 3), (4, 2, 5)])
 def test_one_pair_carries_a_mean_that_is_gone_without_it(sizes, level):
-    """By scipy's F test, and the linear model's interval of each group of others, its variance that of all."""
+    """By scipy's F test, and the interval of each group of others, with the variance of all."""
     rng, seen = np.random.default_rng(sum(sizes)), set()
     for _ in range(60):
         center = rng.choice([-1.0, 1.0]) * np.append(rng.uniform(0, 2.5), rng.uniform(0, 0.8, len(sizes) - 1))

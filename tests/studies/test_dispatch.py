@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections import defaultdict
 from concurrent.futures import CancelledError, Executor, Future
@@ -147,7 +146,7 @@ def test_one_that_is_killed_each_time_fails_with_the_signal(run, pieces):
     engine = Pretence(1, {"a": [-9] * 5})
     summary = run(engine, pieces("a", "b"))
     assert engine.started == [("a", 1), ("a", 2), ("a", 3), ("b", 1)]
-    assert summary.failed == {"cell a": "killed by SIGKILL (out of memory, as a rule), 3 times"}
+    assert summary.failed == {"a": "cell a: killed by SIGKILL (out of memory, as a rule), 3 times"}
     assert summary.lines[-1] == "2 cells: 1 finished, 1 failed"
     with pytest.raises(IkdError, match="2 cells: 1 finished, 1 failed; failed: cell a: killed by SIGKILL"):
         summary.check()
@@ -157,7 +156,7 @@ def test_a_kernel_that_died_is_tried_again_too(run, pieces):
     engine = Pretence(1, {"a": [children.KERNEL_DIED, -9], "b": [children.KERNEL_DIED] * 3})
     summary = run(engine, pieces("a", "b"))
     assert engine.started == [("a", 1), ("a", 2), ("a", 3), ("b", 1), ("b", 2), ("b", 3)]
-    assert summary.failed == {"cell b": "its last words, 3 times"}
+    assert summary.failed == {"b": "cell b: its last words, 3 times"}
 
 
 def test_one_that_was_killed_each_time_has_a_record_of_it(run, pieces, tmp_path):
@@ -171,7 +170,7 @@ def test_a_failure_is_not_tried_again_in_one_command(run, pieces):
     engine = Pretence(2, {"a": [children.FAILED]})
     summary = run(engine, pieces("a", "b"))
     assert engine.started == [("a", 1), ("b", 1)]
-    assert summary.failed == {"cell a": "its last words"}
+    assert summary.failed == {"a": "cell a: its last words"}
     run(again := Pretence(2), pieces("a", "b"))
     assert again.started == [("a", 1)], "the next command tries it: its cause may be mended"
 
@@ -183,7 +182,7 @@ def test_without_gpu_memory_once_more_with_fewer_at_a_time(run, pieces):
     assert engine.halved == 1 and engine.slots == 2, (
         "both starved at once: half as many is one answer to both"
     )
-    assert summary.done == 3 and set(summary.failed) == {"cell c"}
+    assert summary.done == 3 and set(summary.failed) == {"c"}
 
 
 def test_a_full_disk_starts_no_new_cells(run, pieces):
@@ -256,7 +255,7 @@ def test_a_cell_that_failed_in_another_process_meanwhile_is_not_done_once_more(r
         given[0].after = 0.0
 
     summary = run(engine, given, turn)
-    assert engine.started == [("b", 1)] and summary.failed == {"cell a": "as it was told"}
+    assert engine.started == [("b", 1)] and summary.failed == {"a": "cell a: as it was told"}
 
 
 def test_on_a_cluster_a_stop_is_no_attempt(run, pieces):
@@ -267,16 +266,19 @@ def test_on_a_cluster_a_stop_is_no_attempt(run, pieces):
     assert summary.done == 1 and len(engine.started) == 6
 
 
-def test_a_log_that_cannot_be_written_is_a_full_disk(run, pieces):
-    engine = Pretence(1, {"a": [OSError(errno.EDQUOT, "Disk quota exceeded")]})
-    summary = run(engine, pieces("a", "b"))
-    assert summary.reason == "the disk is full" and engine.started == [("a", 1)]
+def test_namesakes_fail_and_finish_each_for_itself(run, pieces):
+    """Sweeps cut long names, and two ablations have a `dkd s1` each."""
+    given = pieces("a", "b", "c")
+    for piece in given:
+        piece.name = "dkd s1"
+    summary = run(Pretence(1, {"a": [children.FAILED], "b": [children.FAILED]}), given)
+    assert summary.lines == ["failed: dkd s1: its last words"] * 2 + ["3 cells: 1 finished, 2 failed"]
 
 
 def test_an_engine_that_gives_a_cell_up_fails_it(run, pieces):
     engine = Pretence(1, {"a": [RuntimeError("three workers died of it")]})
     summary = run(engine, pieces("a", "b"))
-    assert summary.failed == {"cell a": "RuntimeError: three workers died of it"} and summary.done == 1
+    assert summary.failed == {"a": "cell a: RuntimeError: three workers died of it"} and summary.done == 1
 
 
 def test_ctrl_c_asks_the_running_to_stop_and_goes_on_up(run, pieces):

@@ -208,6 +208,18 @@ def test_what_was_killed_is_not_watched_for_ever(tmp_path, piece, capsys):
     assert "nothing runs there now" in capsys.readouterr().out, "its process is gone from this machine"
 
 
+def test_another_users_command_is_left_alone(tmp_path, piece, monkeypatch):
+    def forbidden(pid: int, number: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    shown = Display("a sweep", tmp_path)
+    shown.begin([piece("a")], before=0)
+    shown.show([], Summary(1))
+    monkeypatch.setattr(display.os, "kill", forbidden)
+    Display("mine", tmp_path).begin([piece("b")], before=0)
+    assert display.progress_file(tmp_path).exists() and display._read(display.progress_file(tmp_path))
+
+
 def test_warnings_are_passed_on_once(tmp_path, piece, monkeypatch, capsys):
     clock = [100.0]
     monkeypatch.setattr(display.time, "monotonic", lambda: clock[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import subprocess
 import sys
@@ -203,6 +205,37 @@ def test_none_goes_on_unwatched_where_the_watching_fails(jobs):
         run_all([ended, running, never], workers=1, show=False, ended=fail)
     assert (running.run.folder / "saved").exists()
     assert not (never.run.folder / "started").exists()
+
+
+def test_a_log_that_cannot_be_written_fails_its_run_alone(jobs, tmp_path):
+    """Another user's folder, say: here a file is in its way."""
+    both, ended = jobs(1, 4), []
+    both[0].run.folder.parent.mkdir(parents=True)
+    both[0].run.folder.write_text("in the way")
+    with pytest.raises(IkdError, match=r"1 of 2 runs failed; .*log\.txt: (Not a directory|File exists)"):
+        run_all(both, workers=1, show=False, ended=lambda job: ended.append(job.spec.seed))
+    assert sorted(ended) == [1, 4] and both[1].run.status == "finished"
+
+
+def test_a_full_quota_is_told_as_a_full_disk(tmp_path, monkeypatch):
+    def full(self, **_):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    child = children.Child(("ikdlib",), "", tmp_path / "runs" / "log.txt", "nobody")
+    assert children.run(child) == (children.DISK_FULL, f"{child.log}: Disk quota exceeded")
+
+
+def test_a_run_that_waits_is_not_shown_as_running(jobs, monkeypatch):
+    """Stopped yesterday, it left its progress."""
+    (job,) = jobs(9)
+    job.run.folder.mkdir(parents=True)
+    state = {"epoch": 5, "epochs": 8, "step": 1, "steps": 2, "test_top1": 40.0}
+    (job.run.folder / "progress.json").write_text(json.dumps(state))
+    future = Future()
+    assert pool._line(job, {job.spec.run_id: future}) == ""
+    future.set_running_or_notify_cancel()
+    assert pool._line(job, {job.spec.run_id: future}).endswith(" s9 5/8 40.0%")
 
 
 def test_a_child_that_cannot_be_started_has_failed_and_leaves_its_gpu(jobs, monkeypatch):

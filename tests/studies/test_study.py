@@ -67,10 +67,12 @@ def test_other_pairs_are_another_table_and_the_tables_own_need_no_name(studies):
         "", "", "-resnet20-resnet8", "-resnet14-resnet8+resnet20-resnet14",
     ]  # fmt: skip
     assert suffix(made[2], pairs=False) == ""
-    many = [Study(studies.settings(pairs=f"resnet20/resnet8,{rest}", profile="short", epochs=0), own) for rest in (
-        "vgg13/vgg8,resnet56/resnet20,resnet110/resnet32", "vgg13/vgg8,resnet56/resnet20,resnet110/resnet20",
-    )]  # fmt: skip
-    names = [suffix(study) for study in many]
+    three = "vgg13/vgg8,resnet56/resnet20,resnet20/resnet8"
+    four = [
+        studies.settings(pairs=f"{three},{last}", profile="short", epochs=0)
+        for last in ("resnet110/resnet20", "resnet110/resnet32")
+    ]
+    names = [suffix(Study(settings, own)) for settings in four]
     assert all(re.fullmatch("-4pairs-[0-9a-f]{6}", name) for name in names) and len(set(names)) == 2
 
 

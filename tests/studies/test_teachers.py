@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -123,6 +124,15 @@ def test_the_card_of_a_kept_teacher(studies):
     (accuracy,) = [value for key, value in card.items() if "before rounding" in key]
     assert accuracy == {key: job.run.result[key] for key in ("last", "best")}
     assert str(studies.root) not in path.with_suffix(".json").read_text()
+
+
+def test_a_teacher_whose_weights_are_gone_says_how_to_train_it_again(studies):
+    """As in a clone: a teacher's run is in git, its weights are not."""
+    job = studies.study(methods="kd").teacher_job("resnet14")
+    job.run.folder.mkdir(parents=True)
+    (job.run.folder / "result.json").write_text('{"status": "finished"}')
+    with pytest.raises(IkdError, match=f"is gone; delete {re.escape(str(job.run.folder))} to train"):
+        studies.study(methods="kd").keep_teacher(job)
 
 
 def test_a_teacher_that_diverged_is_not_kept(studies):

@@ -142,6 +142,34 @@ def test_a_stop_while_a_gpus_step_compiles_finds_all_of_it_saved(tiny, tmp_path,
     assert tiny.outcome(tiny.train(tmp_path / "two", spec).run) == tiny.outcome(trainer.run)
 
 
+def test_the_backward_is_compiled_before_it_is_asked_for(in_a_cache_of_its_own, monkeypatch):
+    """On a GPU autograd has a thread of its own, and while that compiled, no signal would be heeded."""
+    from torch._inductor import metrics
+
+    metrics.reset()
+    backward, seen = torch.Tensor.backward, []
+
+    def watched(loss: torch.Tensor) -> None:
+        seen.append(metrics.generated_kernel_count)
+        backward(loss)
+        seen.append(metrics.generated_kernel_count)
+
+    monkeypatch.setattr(torch.Tensor, "backward", watched)
+    step = losses_alone("kd")
+    step.compile(given(16))
+    assert step.is_compiled and len(seen) == 2 and seen[0] == seen[1] > 0
+
+
+def test_where_this_packages_cache_cannot_be_written_torchs_own_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "home").write_text("in the way")
+    for name, home in (("kept", "home"), ("named", "free")):
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home))
+        compiled._keep_cache()
+        there = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+        assert (str(tmp_path) in there) == (name == "named")
+
+
 def test_compiled_code_lies_in_this_packages_cache_and_helpers_are_none(tmp_path):
     """In a process of its own: torch chooses folder and helpers when it is imported, unless it is told."""
     program = """

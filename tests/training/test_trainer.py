@@ -397,6 +397,19 @@ def test_execute_says_3_when_a_run_diverges_and_0_when_it_ends(tiny, job, monkey
     assert execute(other, Never(), said.append) == 3 and said[-1].endswith("diverged before")
 
 
+def test_a_stop_before_the_first_step_is_heeded_before_anything_is_compiled(job, monkeypatch):
+    class Stopped(Never):
+        signal = 15
+
+        def __call__(self):
+            return True
+
+    said = []
+    monkeypatch.setattr(Trainer, "prepare", lambda self: said.append("prepared"))
+    assert execute(job, Stopped(), said.append) == 143
+    assert "prepared" not in said and "stopped before its first step" in said[-1]
+
+
 def test_execute_refuses_what_the_spec_does_not_name(tiny, job, tmp_path):
     with pytest.raises(IkdError, match="but the spec names 1111"):
         execute(job.updated(spec=tiny.spec(data_sha256="1" * 64)), Never(), print)

@@ -52,7 +52,6 @@ def main() -> None:
     )  # fmt: skip
     with TemporaryDirectory() as folder:
         run = Run(Path(folder), spec)
-        run.lock()
         run.begin()
         trainer = Trainer(run, data, teacher, torch.device(options.device), compile=options.compile)
         trainer.prepare()  # a run compiles once in its life, a GPU's in epoch 2: not part of a step

@@ -199,6 +199,14 @@ class RunSpec(Settings):
         return f"{self.teacher}/{self.student}" if self.teacher else self.student
 
     @property
+    def without_term(self) -> RunSpec:
+        """The same training without the IKD term: what its gain is measured against."""
+        method = self.method.updated(ikd=None)
+        # Cross-entropy alone asks no teacher, so its spec names none.
+        teacherless = {} if method.needs_teacher else {"teacher": None, "teacher_sha256": None}
+        return self.updated(method=method, **teacherless)
+
+    @property
     def run_id(self) -> str:
         """Readable name and ten hex digits of the hash of everything that makes this run what it is."""
         identity = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -71,11 +71,6 @@ class DataSet:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
-
-    def to(self, device: torch.device | str) -> DataSet:
-        """The same data set with all its images on `device`."""
-        held_out = None if self.held_out is None else self.held_out.to(device)
-        return replace(self, train=self.train.to(device), test=self.test.to(device), held_out=held_out)
 
 
 @dataclass(frozen=True)

@@ -201,11 +201,7 @@ def summary(base: Predictions, treated: Predictions, teacher: np.ndarray | None 
     Raises:
         IkdError: the two are no pair: something besides the IKD term differs.
     """
-    method = treated.spec.method.updated(ikd=None)
-    # Cross-entropy alone asks no teacher, so its spec names none.
-    teacherless = {} if method.needs_teacher else {"teacher": None, "teacher_sha256": None}
-    plain = treated.spec.updated(method=method, **teacherless)
-    if treated.spec.method.ikd is None or plain != base.spec:
+    if treated.spec.method.ikd is None or treated.spec.without_term != base.spec:
         raise IkdError(
             f"{treated.spec.run_id} is not {base.spec.run_id} with the IKD term alone added; take runs of "
             "one study and seed, like kd and kd+ikd"

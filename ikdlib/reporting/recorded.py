@@ -13,7 +13,6 @@ from typing import Any
 
 from ikdlib.errors import IkdError
 from ikdlib.runs import Run, damaged_files
-from ikdlib.spec import RunSpec
 
 NOT_RECORDED = "not recorded"
 NO_RUN = "no finished run"
@@ -63,16 +62,10 @@ def number_of_runs(count: int) -> str:
 
 def comparisons(facts: Sequence[Facts]) -> str:
     """How many finished runs with the IKD term have a partner that differs in the term alone."""
-
-    def partner(spec: RunSpec) -> str:
-        base = spec.method.updated(ikd=None)
-        teacher = {} if base.needs_teacher else {"teacher": None, "teacher_sha256": None}
-        return spec.updated(method=base, **teacher).run_id
-
     if not facts:
         return NO_RUN
     there = {fact.spec.run_id for fact in facts}
-    treated = [f.spec for f in facts if f.spec.method.ikd is not None and partner(f.spec) in there]
+    treated = [f.spec for f in facts if f.spec.method.ikd is not None and f.spec.without_term.run_id in there]
     if not treated:
         return "no two finished runs differ in the term alone"
     methods = tally(spec.method for spec in treated)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import torch
 
-from ikdlib.data.loader import Loader
-from ikdlib.data.views import Views
 from ikdlib.methods import IKD
+from ikdlib.studies.cache import Slabs
 from ikdlib.studies.study import Study
-from ikdlib.training.job import choose_device, load_teacher
-from ikdlib.training.teacher import Teacher, TeacherLogits
 
 
 def class_means(study: Study, pair: str, seed: int) -> np.ndarray:
@@ -23,14 +17,10 @@ def class_means(study: Study, pair: str, seed: int) -> np.ndarray:
     """
     method = next(name for name in study.methods if name != "ce")
     job = next(job for job in study.jobs(pair, method) if job.spec.seed == seed)
-    data, device = study.data, choose_device(job.device)
-    views = Views(data.padding, *data.train.images.shape[1:3], data.mean, data.std, device)
-    loader = Loader(data.train, views, job.spec.recipe.batch_size, seed, device)
-    model = load_teacher(job.spec, Path(job.teacher), data.num_classes)
-    teacher = Teacher(model, job.spec.teacher_sha256, job.spec.recipe.precision, device)
-    order = loader.epoch(1)
-    slab = TeacherLogits(teacher, data, torch.float16, Path(job.slabs)).slab(loader, order)
-    ikd = IKD(data.num_classes).to(device)
-    ikd.observe(slab, loader.images.targets[order.index])
+    slabs = Slabs(study, job)
+    order = slabs.loader.epoch(1)
+    slab = slabs.logits.slab(slabs.loader, order)
+    ikd = IKD(study.data.num_classes).to(slab.device)
+    ikd.observe(slab, slabs.loader.images.targets[order.index])
     ikd.finish()
     return ikd.means.cpu().numpy()

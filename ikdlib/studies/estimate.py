@@ -10,6 +10,7 @@ import torch
 
 from ikdlib import models, provenance, runs
 from ikdlib.data import DataSet
+from ikdlib.data.views import count as count_of_views
 from ikdlib.errors import IkdError
 from ikdlib.spec import RunSpec
 from ikdlib.studies.throughput import synthetic_step
@@ -66,8 +67,7 @@ def _surveyed_views(job: Job, data: DataSet) -> int:
     What another run left of them is not looked for.
     """
     source = "views" if job.spec.method.ikd is None else job.spec.method.ikd.source
-    every = 2 * (2 * data.padding + 1) ** 2
-    return {"clean": 1, "all_views": every}.get(source, 0)
+    return {"clean": 1, "all_views": count_of_views(data.padding)}.get(source, 0)
 
 
 def _from_finished(job: Job) -> float | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ikdlib import models
 from ikdlib.data.loader import Batch, generator
 from ikdlib.data.views import Views
+from ikdlib.errors import IkdError
 from ikdlib.methods.base import Method
 from ikdlib.models import CifarModel, Outputs
 from ikdlib.spec import Recipe
@@ -69,7 +70,9 @@ class TrainStep:
         recipe: momentum, weight decay and precision.
         views: how images are shown.
         device: where all of it lives.
-        forward: stands in for ``student(images)`` where only logits are asked for (`compiled.py`).
+
+    Raises:
+        IkdError: the method asks for more of the models than their logits.
     """
 
     def __init__(
@@ -79,11 +82,14 @@ class TrainStep:
         recipe: Recipe,
         views: Views,
         device: torch.device,
-        forward: Callable[[Tensor], Tensor] | None = None,
     ):
+        if more := ", ".join(sorted(method.needs - {"logits", "index"})):
+            raise IkdError(
+                f"{type(method).__name__} needs {more}, but the trainer gives a method logits alone so far"
+            )
         self.student, self.method, self.views, self.device = student, method, views, device
         self.precision, self.batch_size = recipe.precision, recipe.batch_size
-        self.forward = forward or student
+        self.forward: Callable[[Tensor], Tensor] = student
         self._compiled: Compiled | None = None
         # A captured step reads the rate from the device: a number would be the captured epoch's for ever.
         rate = recipe.learning_rate
@@ -156,10 +162,7 @@ class TrainStep:
         images = self.views.apply(pixels, views)
         batch = Batch(images, target, index, progress=progress)
         with autocast(self.device, self.precision):
-            if self.method.needs <= {"logits", "index"}:
-                student = Outputs(logits=self.forward(images))
-            else:
-                student = self.student.features(images)
+            student = Outputs(logits=self.forward(images))
         # Losses and class sums are fp32, outside autocast: a bf16 softmax over 100 classes is noise.
         student.logits = student.logits.float()
         parts = self.method(student, Outputs(logits=None if teacher is None else teacher.float()), batch)

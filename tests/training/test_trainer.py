@@ -397,6 +397,13 @@ def test_execute_says_3_when_a_run_diverges_and_0_when_it_ends(tiny, job, monkey
     assert execute(other, Never(), said.append) == 3 and said[-1].endswith("diverged before")
 
 
+def test_a_method_that_needs_more_than_logits_is_refused(tiny, tmp_path, monkeypatch):
+    """It would be given nothing of it, and train on a part of its loss, unnoticed."""
+    monkeypatch.setattr("ikdlib.methods.kd.KD.needs", frozenset({"logits", "features"}))
+    with pytest.raises(IkdError, match="needs features"):
+        tiny.trainer(tmp_path, tiny.spec("kd+ikd"))
+
+
 def test_a_stop_before_the_first_step_is_heeded_before_anything_is_compiled(job, monkeypatch):
     class Stopped(Never):
         signal = 15
@@ -405,7 +412,7 @@ def test_a_stop_before_the_first_step_is_heeded_before_anything_is_compiled(job,
             return True
 
     said = []
-    monkeypatch.setattr(Trainer, "prepare", lambda self: said.append("prepared"))
+    monkeypatch.setattr("ikdlib.training.job.Trainer.prepare", lambda self: said.append("prepared"))
     assert execute(job, Stopped(), said.append) == 143
     assert "prepared" not in said and "stopped before its first step" in said[-1]
 

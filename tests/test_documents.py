@@ -204,7 +204,7 @@ def test_the_readmes_words_on_its_students_are_those_of_their_runs():
             if pair == ("resnet56", student) and label in found and whole:
                 found[label].append(run.history.iloc[-1]["train_top1"])
         assert numbers == [f"{np.mean(values):.1f}" for values in found.values()]
-    picture = "results/short/figures/cifar100_same_architecture-bf16-class-means"
+    picture = "results/short/figures/cifar100_same_architecture-resnet56-resnet8-bf16-class-means"
     means = pd.read_csv(ROOT / f"{picture}.csv", index_col=0)
     assert f"{np.diag(means).mean():.3f} of their probability on the class itself" in text
     assert f"{picture}.png" in text

@@ -52,17 +52,18 @@ def weights(methods: str = "", grid: str = "") -> list[Variant]:
 
 
 def what_the_term_is(methods: str = "", controls: str = "") -> list[Variant]:
-    """Each method, its base, the term alone on cross-entropy, and the controls, all or the named ones."""
-    asked = listed(controls) or (*CONTROLS, *SOURCES)
+    """Each method, its base, and the controls, all or the named ones; ``alone``: the term on cross-entropy."""
+    known = ("alone", *CONTROLS, *SOURCES)
+    asked = listed(controls) or known
+    for name in asked:
+        if name not in known:
+            raise IkdError(f"controls: unknown control {name!r}; known: {', '.join(known)}")
     found = []
     for method in with_term(methods, "dkd+ikd"):
-        found += [Variant(method.removesuffix("+ikd")), Variant(method), Variant("ce"), alone(method)]
-        for name in asked:
-            if name not in CONTROLS and name not in SOURCES:
-                raise IkdError(
-                    f"controls: unknown control {name!r}; known: {', '.join((*CONTROLS, *SOURCES))}"
-                )
-            found.append(Variant(method, {"ikd.target" if name in CONTROLS else "ikd.source": name}))
+        found += [Variant(method.removesuffix("+ikd")), Variant(method)]
+        found += [Variant("ce"), alone(method)] if "alone" in asked else []
+        found += [Variant(method, {"ikd.target": name}) for name in asked if name in CONTROLS]
+        found += [Variant(method, {"ikd.source": name}) for name in asked if name in SOURCES]
     return found
 
 

@@ -270,4 +270,6 @@ def test_a_table_on_a_cluster(place):
     assert done.stderr.startswith(f"scheduler {place.dask.address}: workers: 1, cells at once: 1\n")
     (record,) = (place.results / "demo" / "runs").glob("*/result.json")
     assert [path for path in place.folder.rglob("result.json")] == [record]
-    assert (place.results / "demo" / "tables" / "cifar100_same_architecture-1epochs.md").exists()
+    assert (
+        place.results / "demo" / "tables" / "cifar100_same_architecture-resnet8-resnet8-1epochs.md"
+    ).exists()

@@ -93,6 +93,12 @@ def test_the_controls_are_the_term_with_one_thing_changed(studies):
     assert set(found) - set(terms) == {"ce", "dkd"}
 
 
+def test_named_controls_bring_the_method_and_its_base_and_nothing_else():
+    labels = [v.label for v in ablations.what_the_term_is("dkd", "even_rest, clean")]
+    assert labels == ["dkd", "dkd+ikd", "dkd+ikd, towards even rest", "dkd+ikd, means from clean"]
+    assert [v.label for v in ablations.what_the_term_is("dkd", "alone")] == ["dkd", "dkd+ikd", "ce", "ce+ikd"]
+
+
 def test_the_term_alone_has_the_weight_it_has_beside_the_method():
     """6.0 on nkd (the paper), 6.5 on ce itself (chosen): against nkd+ikd only the method may differ."""
     (alone,) = [v for v in ablations.what_the_term_is("nkd+ikd") if v.method == "ce+ikd"]
@@ -250,7 +256,7 @@ def test_a_method_without_a_temperature_does_not_spoil_the_others():
 
 
 def test_an_unknown_control_is_refused_with_those_there_are():
-    known = "one_hot, permuted, even_rest, smoothed, clean"
+    known = "alone, one_hot, permuted, even_rest, smoothed, clean"
     refused(known, ablations.what_the_term_is, "dkd+ikd", "one_hot,shuffled")
 
 

@@ -52,7 +52,7 @@ def weights(methods: str = "", grid: str = "") -> list[Variant]:
 
 
 def what_the_term_is(methods: str = "", controls: str = "") -> list[Variant]:
-    """Each method, its base, and the controls, all or the named ones; ``alone``: the term on cross-entropy."""
+    """Each method, its base, and the controls, all or the named; ``alone``: the term on cross-entropy."""
     known = ("alone", *CONTROLS, *SOURCES)
     asked = listed(controls) or known
     for name in asked:

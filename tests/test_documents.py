@@ -179,14 +179,34 @@ def test_the_readmes_numbers_are_those_of_the_run_folders():
             if gain:
                 base = scores(pair, method.removesuffix("+ikd"), epochs, precision)["last"]
                 pairs = [value - base[seed] for seed, value in own["last"].items() if seed in base]
-                between = " "
-                if len(pairs) > 1:
-                    interval = stats.ttest_1samp(pairs, 0.0).confidence_interval(0.95)
-                    between = f" [{interval.low:+.2f}, {interval.high:+.2f}] "
-                assert gain.startswith(f"{np.mean(pairs):+.2f}{between}(n={len(pairs)}")
+                words = gain_in_words(own["last"], base) if len(pairs) > 1 else f"{pairs[0]:+.2f} (n=1"
+                assert gain.startswith(words)
     shown = read("README.md").split("<!-- results -->")[1].split("<!-- /results -->")[0]
     for link in re.findall(r"\]\((results/[^)]*)\)", shown):
         assert (ROOT / link).exists(), link
+
+
+def gain_in_words(treated: dict[int, float], base: dict[int, float]) -> str:
+    """The mean of paired differences, its 95 % interval by scipy's t test, and n."""
+    pairs = [value - base[seed] for seed, value in treated.items() if seed in base]
+    interval = stats.ttest_1samp(pairs, 0.0).confidence_interval(0.95)
+    return f"{np.mean(pairs):+.2f} [{interval.low:+.2f}, {interval.high:+.2f}] (n={len(pairs)})"
+
+
+def test_the_readmes_controls_are_those_of_the_run_folders():
+    """Each target of the term: its accuracy, its gain over the method without it, the means' gain over it."""
+    shown = read("README.md").split("<!-- controls -->")[1].split("<!-- /controls -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()
+            if line.startswith("| dkd")]  # fmt: skip
+    found = {label: scores("resnet56/resnet8", label, 48, "bf16")["last"] for label, *_ in rows}
+    assert list(found)[:2] == ["dkd", "dkd+ikd"] and len(found) > 2 and min(map(len, found.values())) >= 3
+    for label, accuracy, over_base, under_means in rows:
+        assert accuracy == spread(list(found[label].values()))
+        assert over_base == ("" if label == "dkd" else gain_in_words(found[label], found["dkd"]))
+        controls = label not in ("dkd", "dkd+ikd")
+        assert under_means.split(": ")[0] == (
+            gain_in_words(found["dkd+ikd"], found[label]) if controls else ""
+        )
 
 
 def test_the_readmes_words_on_its_students_are_those_of_their_runs():

@@ -143,7 +143,7 @@ def hardware(facts: Sequence[Facts]) -> str:
         hours = f"{sum(seconds) / 3600:.2f} hours" if seconds else f"hours {NOT_RECORDED}"
         missing = f" ({len(its) - len(seconds)} {NOT_RECORDED})" if 0 < len(seconds) < len(its) else ""
         moved = sum(_went_elsewhere(fact, machine) for fact in its)
-        elsewhere = f" ({moved} of them went on elsewhere, and are counted here)" if moved else ""
+        elsewhere = f" ({moved} went on elsewhere, with all their hours here)" if moved else ""
         answers.append(f"{machine}: {number_of_runs(len(its))}, {hours}{missing}{elsewhere}")
     answers.append(f"threads a run: {tally(fact.recorded('machine', 'threads') for fact in facts)}")
     return "; ".join(answers)

@@ -106,6 +106,21 @@ def test_runs_that_differ_are_told_apart(folders, project):
     assert said["Randomness"].endswith("stopped and resumed: no (2 runs), yes (1 run)")
 
 
+def test_runs_that_went_on_at_another_machine_are_counted_where_they_began_and_said(folders, project):
+    gpu = {"gpu": "Some GPU", "cuda": "13.0", "cores": 16, "threads": 4, "system": "Linux x86_64"}
+    cpu = {"processor": "Some CPU", "cores": 2, "threads": 2, "system": "Linux x86_64"}
+    runs = [
+        recording(folders, seed=1, machine=gpu, resumed_at=[{"epoch": 3, "step": 5, "machine": cpu}]),
+        recording(folders, seed=2, machine=gpu, resumed_at=[{"epoch": 3, "step": 5}]),
+        recording(folders, seed=4, resumed_at=[{"epoch": 3, "step": 5, "machine": cpu}]),  # other threads
+    ]
+    assert answers(runs, project)["Hardware"] == (
+        "Some GPU, CUDA 13.0, 16 cores, Linux x86_64: 2 runs, 2.00 hours"
+        " (1 went on elsewhere, with all their hours here);"
+        " Some CPU, 2 cores, Linux x86_64: 1 run, 1.00 hours; threads a run: 4 (2 runs), 1 (1 run)"
+    )
+
+
 def test_a_run_that_went_on_at_another_commit_is_said(folders, project):
     same = {"epoch": 3, "step": 5}
     runs = [

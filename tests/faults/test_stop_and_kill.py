@@ -220,7 +220,7 @@ def test_a_child_whose_parent_died_before_it_could_ask_stops_all_the_same(place)
     """Its pool was killed while torch was still being imported: its parent is another by then."""
     child = place.start(IKDLIB_PARENT=str(2**22 - 1), WAIT_AT="1,1")
     output, _ = child.communicate(timeout=PATIENCE)
-    assert child.returncode == 143 and "stopped at epoch 1" in output, output
+    assert child.returncode == 143 and "stopped before its first step" in output, output
 
 
 def test_a_lock_file_that_nobody_holds_does_not_block(place):
@@ -232,7 +232,7 @@ def test_a_lock_file_that_nobody_holds_does_not_block(place):
 
 
 def test_the_command_itself_on_the_whole_data_set(place, monkeypatch):
-    """No driver: `python -m ikdlib train --job FILE`, stopped as soon as it has begun."""
+    """No driver: `python -m ikdlib train --job FILE`, stopped as soon as it tells how far it is."""
     spec = place.job.spec.updated(data_sha256=data.load("glyphs100").sha256)
     job = place.job.updated(spec=spec)
     (place.folder / "whole.json").write_text(job.model_dump_json())
@@ -240,7 +240,7 @@ def test_the_command_itself_on_the_whole_data_set(place, monkeypatch):
     without_cache = {k: v for k, v in place.environment.items() if k != "XDG_CACHE_HOME"}
     monkeypatch.setattr(place, "environment", without_cache)
     child = place.start(command)
-    until((job.run.folder / "spec.json").exists, child)
+    until((job.run.folder / "progress.json").exists, child)
     child.send_signal(signal.SIGINT)
     output, _ = child.communicate(timeout=PATIENCE)
     assert child.returncode == 130, output

@@ -187,12 +187,18 @@ def test_an_incomplete_official_folder_is_named(tmp_path, load, monkeypatch):
         load(tmp_path)
 
 
-def test_a_truncated_archive_is_named(tmp_path, load, monkeypatch):
+def archived(tmp_path, monkeypatch) -> Path:
+    """The archive of official files, as it is downloaded."""
     folder = write_official(tmp_path / "official")
     bless(monkeypatch, folder)
     archive = tmp_path / "cifar-100-python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(folder, "cifar-100-python")
+    return archive
+
+
+def test_a_truncated_archive_is_named(tmp_path, load, monkeypatch):
+    archive = archived(tmp_path, monkeypatch)
     archive.write_bytes(archive.read_bytes()[:4000])
     with pytest.raises(IkdError, match=r"cifar-100-python.tar.gz cannot be unpacked .* `make data`"):
         load(tmp_path)
@@ -200,11 +206,7 @@ def test_a_truncated_archive_is_named(tmp_path, load, monkeypatch):
 
 def test_an_archive_damaged_in_the_middle_is_named(tmp_path, load, monkeypatch):
     """Wherever the damage is: zlib, tarfile or the checksums notice, each with errors of its own."""
-    folder = write_official(tmp_path / "official")
-    bless(monkeypatch, folder)
-    archive = tmp_path / "cifar-100-python.tar.gz"
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(folder, "cifar-100-python")
+    archive = archived(tmp_path, monkeypatch)
     whole = archive.read_bytes()
     for place in range(20, len(whole) - 64, len(whole) // 24):
         archive.write_bytes(whole[:place] + bytes(64) + whole[place + 64 :])

@@ -145,7 +145,7 @@ def pooled_difference(
     spread = math.sqrt(within / len(found))
     needed = _seeds_needed(mean, spread, level, len(found)) if undecided and freedom > 1 else None
     p = _two_sided(mean, error, freedom)
-    objection = _objection(found, within, freedom, level)
+    objection = _objection(found, within, freedom, level, undecided)
     return Difference(
         mean, mean - half, mean + half, n, None, needed, p, pairs=len(found), objection=objection
     )
@@ -185,7 +185,9 @@ def _two_sided(mean: float, error: float, freedom: int) -> float:
     return float(2 * stats.t.sf(abs(mean) / error, freedom))
 
 
-def _objection(found: Sequence[np.ndarray], within: float, freedom: int, level: float) -> str:
+def _objection(
+    found: Sequence[np.ndarray], within: float, freedom: int, level: float, undecided: bool
+) -> str:
     """Why the mean over these pairs does not speak for each of them (`pooled_difference`); may be empty."""
     from scipy import stats
 
@@ -197,11 +199,10 @@ def _objection(found: Sequence[np.ndarray], within: float, freedom: int, level: 
     own = holm([_two_sided(m, math.sqrt(v), freedom) for m, v in zip(means, variances, strict=True)])
     if any(m * side < 0 and p < 1 - level for m, p in zip(means, own, strict=True)):
         return "the pairs disagree"
-    limit, others = stats.t.ppf((1 + level) / 2, freedom), len(found) - 1
-    decided = side * means.sum() > limit * np.sqrt(variances.sum())
-    without = side * (means.sum() - means) / others
-    open_ = without <= limit * np.sqrt(variances.sum() - variances) / others
-    if decided and open_.any() and _differ(found, within, freedom) < 1 - level:
+    # Sums of all pairs but one: to divide them by the number of pairs would change neither side.
+    half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variances.sum() - variances)
+    gone = (side * (means.sum() - means) <= half).any()
+    if not undecided and gone and _differ(found, within, freedom) < 1 - level:
         return "one pair carries it"
     return ""
 

@@ -207,7 +207,7 @@ def test_none_goes_on_unwatched_where_the_watching_fails(jobs):
     assert not (never.run.folder / "started").exists()
 
 
-def test_a_log_that_cannot_be_written_fails_its_run_alone(jobs, tmp_path):
+def test_a_log_that_cannot_be_written_fails_its_run_alone(jobs):
     """Another user's folder, say: here a file is in its way."""
     both, ended = jobs(1, 4), []
     both[0].run.folder.parent.mkdir(parents=True)
@@ -226,7 +226,7 @@ def test_a_full_quota_is_told_as_a_full_disk(tmp_path, monkeypatch):
     assert children.run(child) == (children.DISK_FULL, f"{child.log}: Disk quota exceeded")
 
 
-def test_a_run_that_waits_is_not_shown_as_running(jobs, monkeypatch):
+def test_a_run_that_waits_is_not_shown_as_running(jobs):
     """Stopped yesterday, it left its progress."""
     (job,) = jobs(9)
     job.run.folder.mkdir(parents=True)

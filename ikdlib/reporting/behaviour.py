@@ -18,6 +18,7 @@ from ikdlib import files
 from ikdlib.data import groups as coarse
 from ikdlib.errors import IkdError
 from ikdlib.reporting.kept import Predictions, of_target, predictions
+from ikdlib.reporting.temperature_scaling import best_temperature, log_softmax, scaled
 from ikdlib.runs import Run
 
 BINS = 15  # of Guo et al. (2017)
@@ -29,21 +30,25 @@ MEASURES = {
     "confidence of the answer, mean": ("%", ""),
     "calibration error (ECE)": ("%", ""),
     "negative log likelihood": ("nats", ""),
+    "temperature that fits best": ("T", ""),
+    "calibration error (ECE) at it": ("%", ""),
+    "negative log likelihood at it": ("nats", ""),
     "taken for a class of its own group": ("% of images", "lower"),
     "taken for a class outside of it": ("% of images", ""),
     "errors that stay in the group": ("% of errors", "lower"),
     "spread of predictions within a class": ("%", "lower"),
     "KL of predictions to their class's mean": ("nats", "lower"),
+    "spread at the temperature that fits best": ("%", "lower"),
     "variance of the logits within classes": ("% of all", "lower"),
     "same answer as the teacher": ("%", ""),
     "KL of the teacher to the student": ("nats", ""),
 }
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Logarithms of the probabilities at T = 1: float64 [N, C], nats."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+CONSISTENCY = (
+    "spread of predictions within a class",
+    "KL of predictions to their class's mean",
+    "spread at the temperature that fits best",
+    "variance of the logits within classes",
+)
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -129,7 +134,8 @@ def spread(logits: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
       generalised Jensen-Shannon divergence of the class's predictions.
 
     This is how "consistent within a class" is read here; the paper's own measure is not known to this
-    project. Both fall too where a student is only less sure of everything; `logit_spread` does not.
+    project. Both fall too where a student is only less sure of everything; of logits that are `scaled` they
+    do not, nor does `logit_spread`.
     """
     log_p, classes = log_softmax(logits), logits.shape[1]
     p = np.exp(log_p)
@@ -182,12 +188,14 @@ def measured(found: Predictions, teacher: np.ndarray | None = None) -> dict[str,
     values = [accuracy(*of), float(confidence.mean()), float(np.median(confidence))]
     values += [100 * float(np.exp(log_softmax(found.logits).max(axis=1)).mean())]
     values += [expected_calibration_error(*of), negative_log_likelihood(*of)]
+    fitted = scaled(*of), found.labels
+    values += [best_temperature(*of), expected_calibration_error(*fitted), negative_log_likelihood(*fitted)]
     if coarse.groups(found.spec.data) is None:
         values += 3 * [float("nan")]
     else:
         errors = confusion(*of, found.groups)
         values += [*errors["of_images"], errors.loc["inside", "of_errors"]]
-    values += [lies["squared"], lies["kl"], logit_spread(*of)]
+    values += [lies["squared"], lies["kl"], spread(*fitted)["squared"].mean(), logit_spread(*of)]
     values += 2 * [float("nan")] if teacher is None else fidelity(found.logits, teacher)
     return dict(zip(MEASURES, values, strict=True))
 
@@ -230,7 +238,7 @@ def write(table: pd.DataFrame, caption: str, path: Path) -> str:
 
 def verdict(table: pd.DataFrame, base: Predictions) -> str:
     """A sentence: what the paper's third claim speaks of, in these two runs, and that they decide nothing."""
-    shown = readable(table)
+    shown, fell = readable(table), table.set_index("measure")["difference"][list(CONSISTENCY)] < 0
     told = [
         f"{row.measure} {row.difference} {'nats' if row.unit == 'nats' else 'points'} (the paper: {paper})"
         for row, paper in zip(shown.itertuples(), table["paper"], strict=True)
@@ -238,7 +246,7 @@ def verdict(table: pd.DataFrame, base: Predictions) -> str:
     ]
     return (
         f"{base.spec.pair}, seed {base.spec.seed}, {base.method}+ikd minus {base.method}: {'; '.join(told)}; "
-        "one seed decides nothing: undecided"
+        f"{fell.sum()} of the {len(fell)} readings of consistency fell; one seed decides nothing: undecided"
     )
 
 
@@ -246,6 +254,12 @@ def spread_of_run(run: Run) -> float:
     """`spread` ("squared", %) of a run's kept logits, averaged over the classes."""
     found = predictions(run)
     return float(spread(found.logits, found.labels)["squared"].mean())
+
+
+def scaled_spread_of_run(run: Run) -> float:
+    """`spread_of_run` of the logits as `scaled`: what mere sureness has no part in."""
+    found = predictions(run)
+    return float(spread(scaled(found.logits, found.labels), found.labels)["squared"].mean())
 
 
 def logit_spread_of_run(run: Run) -> float:

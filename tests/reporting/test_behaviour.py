@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from ikdlib.reporting import behaviour
+from ikdlib.reporting import behaviour, temperature_scaling
 
 CLASSES = 5
 LABELS = np.repeat(np.arange(CLASSES), 8)
@@ -36,7 +36,9 @@ def test_confidence_and_likelihood_by_hand():
 def test_probabilities_are_those_of_scipy_also_of_large_logits(logits):
     for scale in (1, 1e4):
         expected = special.log_softmax(scale * logits.astype(float), axis=1)
-        np.testing.assert_allclose(behaviour.log_softmax(scale * logits), expected, rtol=1e-6, atol=1e-3)
+        np.testing.assert_allclose(
+            temperature_scaling.log_softmax(scale * logits), expected, rtol=1e-6, atol=1e-3
+        )
 
 
 def test_calibration_error_by_hand():

@@ -92,10 +92,22 @@ def test_temperatures_of_several_base_methods_are_judged_together(folders):
     assert (alone["verdict"], {row["verdict"] for row in both}) == ("supported", {"undecided"})
 
 
-@pytest.mark.parametrize("largest", [2.0, 4.0])
-def test_a_temperature_of_4_or_less_is_not_large(folders, largest):
+@pytest.mark.parametrize("largest", [2.0, 3.9])
+def test_a_temperature_below_4_is_not_large(folders, largest):
     found = kd_temperature(folders, largest, plus(SURE, -20, -20.5, -19.5), (1, 1, 1), (5, 5.5, 5.2))
     assert set(page(found, numbers=("3",))["verdict"]) == {"not run"}
+
+
+def test_what_the_term_does_at_the_tables_own_temperature_is_told_without_runs_at_t_1(folders):
+    found = runs(folders, "kd", KD, None, SURE) + runs(
+        folders, "kd+ikd", KD, None, plus(SURE, -2, -2.4, -2.1)
+    )
+    (row,) = said(found, MENDS).to_dict("records")
+    low, high = interval([-2, -2.4, -2.1])
+    assert (row["effect"], row["verdict"]) == (words(low, -6.5 / 3, high, 3), "contradicted")
+    told = f"{PAIR}, kd+ikd minus kd at T = 4, points of probability (at T = 1 it was not run)"
+    assert row["measured"] == told
+    assert set(said(found, LOWERS)["verdict"]) == {"not run"}
 
 
 def test_of_several_large_temperatures_the_largest_counts_and_t_1_must_be_there(folders):
@@ -104,7 +116,7 @@ def test_of_several_large_temperatures_the_largest_counts_and_t_1_must_be_there(
     (row,) = said(found, LOWERS).to_dict("records")
     assert "T = 1 minus T = 8" in row["measured"] and row["effect"].startswith("+20.00 [")
     without = [run for run in found if run.spec.method.settings["temperature"] != 1.0]
-    assert set(page(without, numbers=("3",))["verdict"]) == {"not run"}
+    assert set(said(without, LOWERS)["verdict"]) == {"not run"}
 
 
 # Claim 3: from kept logits
@@ -124,29 +136,40 @@ def answers(wrong_inside, wrong_outside, sure):
     return {"logits": logits, "top1": 100 * float((answer == labels).mean())}
 
 
-def test_consistency_and_confusion_have_two_readings_each(folders):
+def test_consistency_has_three_readings_and_confusion_two(folders):
     """The treated student errs 18 times where its base errs 50 times, 40 of them within the group."""
     base, treated = answers(40, 10, 6.0), answers(8, 10, 6.0)
     found = [
         folders.finished(name, 1, kept["top1"], logits=kept["logits"])
         for name, kept in (("kd", base), ("kd+ikd", treated))
     ]
-    (spread, variance), (images, errors) = (
+    (spread, scaled, variance), (images, errors) = (
         said(found, text).to_dict("records") for text in (CONSISTENT, CONFUSED)
     )
     first = f"{PAIR}, kd minus kd+ikd, "
     last = " (of one seed, by design)"
     assert spread["measured"] == f"{first}spread of softmax outputs within a class (%){last}"
+    assert scaled["measured"] == f"{first}the same, each at its best temperature{last}"
     assert variance["measured"] == f"{first}variance of logits within classes (%){last}"
     assert images["measured"] == f"{first}% of images taken for others of their group{last}"
     assert errors["measured"] == f"{first}% of errors that stay in the group{last}"
     assert images["effect"] == "+0.32 (n=1, no interval from one seed)", "40 - 8 of 10,000 images"
     assert errors["effect"] == f"{100 * (40 / 50 - 8 / 18):+.2f} (n=1, no interval from one seed)"
-    p = np.exp([6.0] + [0.0] * 99) / (np.exp(6.0) + 99)
-    gap = (p[0] - p[1]) ** 2  # ||p_i - mean||^2 of a class is gap * (1 - sum of squared shares of answers)
-    spreads = [gap * (1 - sum((n / 100) ** 2 for n in shares)) for shares in ((50, 40, 10), (82, 8, 10))]
-    assert float(spread["effect"].split()[0]) == pytest.approx(spreads[0] - spreads[1], abs=0.005)
-    assert {row["verdict"] for row in (spread, variance, images, errors)} == {"undecided"}
+
+    def difference(sure_of_base, sure_of_treated):
+        """||p_i - mean||^2 of a class is (p of the answer - p of others)^2 * (1 - sum of squared shares)."""
+        shares = ((50, 40, 10), (82, 8, 10))
+        gaps = [(p - (1 - p) / 99) ** 2 for p in (sure_of_base, sure_of_treated)]
+        one, other = (
+            gap * (1 - sum((n / 100) ** 2 for n in each)) for gap, each in zip(gaps, shares, strict=True)
+        )
+        return pytest.approx(one - other, abs=0.005)
+
+    p = np.exp(6.0) / (np.exp(6.0) + 99)
+    assert float(spread["effect"].split()[0]) == difference(p, p)
+    # The likelihood is greatest where the answers are as sure as they are often right: 50 and 18 errors.
+    assert float(scaled["effect"].split()[0]) == difference(0.995, 0.9982)
+    assert {row["verdict"] for row in (spread, scaled, variance, images, errors)} == {"undecided"}
     (found[1].folder / "test_logits.safetensors").unlink()
     assert set(page(found, numbers=("3",))["verdict"]) == {"not run"}
 

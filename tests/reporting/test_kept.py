@@ -189,9 +189,12 @@ def test_the_verdict_is_one_undecided_sentence_with_the_measured_numbers(both, t
     said = behaviour.verdict(table, both[0])
     assert said.startswith("resnet14/resnet8, seed 1, kd+ikd minus kd: ") and said.endswith(": undecided")
     claimed = table[table["paper"] != ""]
-    assert len(claimed) == said.count("the paper:") == 6
+    assert len(claimed) == said.count("the paper:") == 7
     spread = claimed.set_index("measure").loc["spread of predictions within a class", "difference"]
     assert f"within a class {spread:+.2f} points (the paper: lower)" in said
+    claimed = claimed.set_index("measure")["difference"]
+    readings = [name for name in claimed.index if name.startswith(("spread", "KL", "variance"))]
+    assert f"; {(claimed[readings] < 0).sum()} of the 4 readings of consistency fell; one seed" in said
     text = behaviour.write(table, "a caption", tmp_path / "table")
     assert text.startswith("a caption\n\n| measure") and (tmp_path / "table.md").read_text() == text
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "table.csv").fillna({"paper": ""}), table)

@@ -31,6 +31,8 @@ from ikdlib.studies.sweep import Sweep
 
 IMPORT = "import torch, torchvision"
 MARK = "BENCHMARK_CELLS"
+A_CELL = "a cell: "
+NAMES = ("bare process:\nimports torch", "cell: a notebook\nthat imports it")
 
 
 def notebook(path: Path, code: str) -> Path:
@@ -101,7 +103,7 @@ def overhead(folder: Path, rounds: int) -> list[dict]:
         least = min(c[place] - b[place] for b, c in zip(bare, cells, strict=True))
         most = max(c[place] - b[place] for b, c in zip(bare, cells, strict=True))
         rows.append(
-            {"measured": f"a cell: {name}", "bare": both[0], "with": both[1], "beyond": both[1] - both[0],
+            {"measured": A_CELL + name, "bare": both[0], "with": both[1], "beyond": both[1] - both[0],
              "beyond_least": least, "beyond_most": most, "rounds": rounds}
         )  # fmt: skip
     return rows
@@ -159,6 +161,22 @@ def belongs(cmdline: Path, folder: Path) -> bool:
         return False
 
 
+def chart(table: pd.DataFrame, machine: str) -> plt.Figure:
+    """Seconds and memory of a bare process and of a cell, from the table's rows of these names."""
+    rows = table[table["measured"].str.startswith(A_CELL)]
+    figure, axes = plt.subplots(1, len(rows), figsize=(7.5, 3.6), layout="constrained")
+    for axis, (_, row) in zip(axes, rows.iterrows(), strict=True):
+        bars = axis.bar(NAMES, [row["bare"], row["with"]], color=["0.6", "#0072B2"])
+        axis.bar_label(bars, fmt=lambda value: f"{value:.3g}", padding=2)
+        axis.set(ylabel=row["measured"].removeprefix(A_CELL))
+        axis.spines[["top", "right"]].set_visible(False)
+    rounds = f"median of {rows['rounds'].iloc[0]:g}"
+    figure.suptitle(
+        f"A cell of a sweep beside a process that imports the same, {rounds}\n{machine}", fontsize=9
+    )
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", default="results", type=Path)
@@ -172,14 +190,9 @@ def main() -> None:
         rows += many(folder, options.count)
     table = pd.DataFrame(rows).round(2)
     print(table.to_string(index=False))
-    figure, axes = plt.subplots(1, 2, figsize=(6, 3), layout="constrained")
-    for axis, row in zip(axes, rows[:2], strict=True):
-        axis.bar(["bare process", "cell"], [row["bare"], row["with"]], color=["0.6", "#0072B2"])
-        axis.set(ylabel=row["measured"].removeprefix("a cell: "))
-        axis.spines[["top", "right"]].set_visible(False)
     cpu = torch.device("cpu")
     machine = machine_words(cpu, torch.get_num_threads())
-    save(table, figure, options.results, "cells", cpu, machine)
+    save(table, chart(table, machine), options.results, "cells", cpu, machine)
 
 
 if __name__ == "__main__":

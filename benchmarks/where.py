@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 from compare import PAIRS
@@ -27,6 +29,14 @@ from ikdlib.training.evaluate import settle
 from ikdlib.training.job import choose_device
 
 PARTS = ("augmentation", "student forward", "losses", "backward", "SGD", "the rest")
+OTHER, NOT_LISTED = "other kernels of the table", "not listed (each takes less)"
+# What a GPU's kernels do, in the picture, to a pattern of their names (cuDNN's, inductor's, torch's).
+# The first that fits counts: the compiler's kernels are named after all that they fuse.
+GROUPS = {
+    "fused by the compiler (triton)": "^triton_", "convolution, forward": "fprop",
+    "convolution, data gradient": "dgrad", "convolution, weight gradient": "wgrad",
+    "convolution, the name does not say which": "conv", "optimiser": "Sgd", OTHER: "",
+}  # fmt: skip
 
 
 class Clock:
@@ -130,17 +140,43 @@ def kernels(student: str, precision: str, device: torch.device, most: int = 12) 
     return rows
 
 
+def group(name: str) -> str:
+    """What a GPU's kernel does, as its name tells it: one of `GROUPS`."""
+    return next((words for words, pattern in GROUPS.items() if pattern and re.search(pattern, name)), OTHER)
+
+
+def shares(table: pd.DataFrame) -> pd.DataFrame:
+    """Per cent by student and part; every row adds up to 100.
+
+    On a CPU the parts, whose medians do not quite add up to the whole's, over their sum. On a GPU the kernels
+    of the table by `group`, and what its few kernels leave of all kernels' time.
+    """
+    on_cpu = (table["kind"] == "part").any()
+    rows = table[table["kind"] == ("part" if on_cpu else "kernel")]
+    names = rows["name"] if on_cpu else rows["name"].map(group)
+    wide = rows.assign(part=names).pivot_table(
+        index="student", columns="part", values="percent", aggfunc="sum", sort=False, fill_value=0.0
+    )
+    if on_cpu:
+        return 100 * wide.div(wide.sum(axis=1), axis=0)
+    wide = wide[[words for words in GROUPS if words in wide]]
+    return wide.assign(**{NOT_LISTED: 100 - wide.sum(axis=1)})
+
+
 def chart(table: pd.DataFrame, machine: str) -> plt.Figure:
-    """A bar for each student, its parts end to end."""
-    kind = "part" if (table["kind"] == "part").any() else "kernel"
-    rows = table[table["kind"] == kind]
-    rows = rows.assign(name=rows["name"].str[:60])  # of CUDA kernels, several may begin alike
-    wide = rows.pivot_table(index="student", columns="name", values="percent", aggfunc="sum")
-    wide = wide.loc[rows["student"].unique()[::-1], rows["name"].unique()]
-    axes = wide.plot.barh(stacked=True, figsize=(9, 3.2), width=0.7, colormap="cividis", ylabel="")
-    axes.set_xlabel("per cent of a training step")
-    axes.set_title(f"dkd+ikd, batch 64, {machine}", fontsize=9)
-    axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1.0, 1.0))
+    """A bar for each student, its parts end to end; the CSV keeps every kernel by its own name."""
+    wide = shares(table)[::-1]
+    colours = list(plt.get_cmap("cividis")(np.linspace(0, 1, max(len(PARTS), wide.shape[1] - 1))))
+    colours = ["#DDDDDD" if name == NOT_LISTED else colours.pop(0) for name in wide]
+    height = 1.4 + 0.45 * max(len(wide), 3)
+    axes = wide.plot.barh(stacked=True, figsize=(9, height), width=0.7, color=colours, ylabel="")
+    busy = table[table["kind"] == "device busy"].set_index("student")["percent"]
+    words = ", ".join(f"{value:.0f} % of {student}'s" for student, value in busy.items())
+    label = f"per cent of all kernels' time (kernels run for {words} step)"
+    axes.set_xlabel(label if words else "per cent of a training step (medians of the parts, scaled to 100)")
+    axes.set(xlim=(0, 100))
+    axes.set_title(f"dkd+ikd, batch 64, {machine}", fontsize=9, loc="left")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     axes.figure.tight_layout()
     return axes.figure

@@ -91,16 +91,62 @@ def test_kernels_are_named(where):
     assert "aten::convolution_backward" in names[:2]
 
 
-def test_kernels_whose_names_begin_alike_are_one_bar(where):
-    """As CUDA's do: "void at::native::vectorized_elementwise_kernel<4, at::native::..."."""
-    begin = "void at::native::vectorized_elementwise_kernel<4, at::native::"
-    rows = [
-        ("a", "kernel", f"{begin}{what}", 1.0, percent) for what, percent in (("add", 30.0), ("relu", 20.0))
-    ]
-    rows.append(("a", "kernel", "gemm", 1.0, 50.0))
+def bars_of(figure) -> dict[str, list[float]]:
+    (axis,) = figure.axes
+    return {bar.get_label(): [part.get_width() for part in bar] for bar in axis.containers}
+
+
+def test_kernels_stand_in_the_picture_by_what_they_do_and_its_bar_reaches_a_hundred(where):
+    """Names as a profile of an H200 has them, and the share that each has of all kernels' time."""
+    named = {
+        "sm90_xmma_wgrad_indexed_implicit_gemm_bf16": 9.0,
+        "void cask_plugin::init_device_workspace_kernel<xmma::implicit_gemm::wgrad_indexed::Params>": 2.0,
+        "sm80_xmma_fprop_implicit_gemm_indexed_bf16": 3.0,
+        "void cutlass::Kernel<cutlass_tensorop_bf16_s16816dgrad_optimized_bf16>": 4.0,
+        "triton_poi_fused__native_batch_norm_legit_convolution_backward_24": 6.0,
+        "void convolve_common_engine_float_NHWC<__nv_bfloat16, 128>": 2.5,
+        "void at::native::multi_tensor_apply_kernel<FusedSgdMathFunctor<float, 3>>": 3.5,
+        "nvjet_tst_64x8_64x16_1x4_h_bz_TNT": 1.0,
+    }
+    rows = [("a", "device busy", "137 kernels a step", 0.7, 94.06)]
+    rows += [("a", "kernel", name, 1.0, percent) for name, percent in named.items()]
     table = pd.DataFrame(rows, columns=["student", "kind", "name", "ms", "percent"])
-    bars = where.chart(table, "a machine").axes[0].containers
-    assert [bar[0].get_width() for bar in bars] == [50.0, 50.0]
+    figure = where.chart(table, "a machine")
+    assert bars_of(figure) == {
+        "fused by the compiler (triton)": [6.0], "convolution, forward": [3.0],
+        "convolution, data gradient": [4.0], "convolution, weight gradient": [11.0],
+        "convolution, the name does not say which": [2.5], "optimiser": [3.5], where.OTHER: [1.0],
+        where.NOT_LISTED: [69.0],
+    }  # fmt: skip
+    assert "94 % of a's step" in figure.axes[0].get_xlabel()
+
+
+def test_the_parts_reach_a_hundred_in_the_picture(where):
+    """Of medians, which add up to 80 and 125 here; the student named first is on top."""
+    parts = {"one": (20.0, 60.0), "two": (25.0, 100.0)}
+    rows = [
+        (student, "part", name, 1.0, percent)
+        for student, both in parts.items() for name, percent in zip(("losses", "backward"), both, strict=True)
+    ]  # fmt: skip
+    rows.append(("one", "kernel", "aten::add", 1.0, 50.0))
+    table = pd.DataFrame(rows, columns=["student", "kind", "name", "ms", "percent"])
+    figure = where.chart(table, "a machine")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["two", "one"]
+    assert bars_of(figure) == {"losses": [20.0, 25.0], "backward": [80.0, 75.0]}
+
+
+def test_the_picture_of_cells_says_what_they_are_and_where(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import cells
+
+    table = pd.DataFrame({
+        "measured": ["a cell: seconds", "a cell: MiB at the peak", "planning"],
+        "bare": [4.53, 685.7, None], "with": [7.89, 772.5, 0.3], "rounds": [5.0, 5.0, 5.0],
+    })  # fmt: skip
+    figure = cells.chart(table, "a machine, 2 cores")
+    assert "cell of a sweep" in figure.get_suptitle() and "a machine, 2 cores" in figure.get_suptitle()
+    assert [axis.get_ylabel() for axis in figure.axes] == ["seconds", "MiB at the peak"]
+    assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["4.53", "7.89", "686", "772"]
 
 
 # On paper

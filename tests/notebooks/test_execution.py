@@ -184,6 +184,7 @@ def test_ablation(results, notebook):
     for label, run in cells.items():
         assert f"{top1[label]:.2f} (n=1)" in read and run.status == "finished"
     assert pictures(done) == drawn
+    assert "method.ikd.weight" in read, "the settings shown are those of a run without the term"
     apart = {run.spec.holdout for run in cells.values()}
     assert apart == ({4} if notebook[:2] in ("30", "31") else {0})
     held_out = {label: run.history.iloc[-1].get("held_out_top1") for label, run in cells.items()}

@@ -144,8 +144,11 @@ def class_gains(base: Predictions, treated: Predictions) -> tuple[Figure, pd.Dat
         axis.plot(place[which], data["gain"][which], marker, color=colour, ms=5)
     axis.axhline(0, color="black", lw=0.8)
     _name_extremes(axis, data["gain"], dict(zip(base.classes, base.short_names, strict=True)))
-    axis.set(xlim=(-1, len(data)), ylabel=f"accuracy of a class (%):\n{treated.method} {MINUS} {base.method}")
-    axis.set_xlabel(f"the {len(data)} classes, by their gain: {up.sum()} rise, {down.sum()} fall")
+    outside = (data["gain"].abs() > data["noise"]).sum()
+    words = f"{outside} leave the grey, where about {len(data) / 20:.0f} would by chance"
+    gained_by = f"{treated.method} {MINUS} {base.method}"
+    axis.set(xlim=(-1, len(data)), ylabel=f"accuracy of a class (points):\n{gained_by}")
+    axis.set_xlabel(f"the {len(data)} classes, by their gain: {up.sum()} rise, {down.sum()} fall; {words}")
     axis.set_xticks([])
     axis.legend(frameon=False, loc="lower right")
     return _finished(figure, "What each class gains", base), data.reset_index()

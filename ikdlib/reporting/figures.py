@@ -19,6 +19,9 @@ COLOURS = {
     "ce": "#000000", "kd": "#E69F00", "dkd": "#0072B2", "nkd": "#009E73", "wttm": "#CC79A7",
 }  # fmt: skip
 
+LEAST = 1e-4
+"""Probability at the lower end of the heatmap's colours; what is less has the same colour."""
+
 
 def style(method: str) -> dict[str, Any]:
     """Colour of the base method; the IKD term shows as a solid line, its base as a dashed one."""
@@ -30,6 +33,7 @@ def style(method: str) -> dict[str, Any]:
 def training_curves(cells: Iterable[Any], title: str) -> tuple[Figure, pd.DataFrame]:
     """Test top-1 against the epoch, the mean over a cell's n seeds; and the rows behind it."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     rows = []
     for cell in cells:
@@ -45,7 +49,8 @@ def training_curves(cells: Iterable[Any], title: str) -> tuple[Figure, pd.DataFr
             curve = part.groupby("epoch")["test_top1"].mean()
             label = f"{method} (n={part['seed'].nunique()})"
             axis.plot(curve.index, curve.values, label=label, **style(str(method)))
-        axis.set(title=pair, xlabel="epoch", ylabel="test top-1 (%)")
+        axis.set(title=pair, xlabel="epoch", ylabel="test top-1 (%), mean over n seeds")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         if len(data):
             axis.legend(frameon=False)
@@ -68,7 +73,7 @@ def class_means_heatmap(
     probability = np.exp(scaled - scaled.max(1, keepdims=True))
     probability /= probability.sum(1, keepdims=True)
     figure, axis = plt.subplots(figsize=(6.4, 5.4))
-    image = axis.imshow(probability, norm=LogNorm(1e-4, 1.0), cmap="cividis", interpolation="nearest")
+    image = axis.imshow(probability, norm=LogNorm(LEAST, 1.0), cmap="cividis", interpolation="nearest")
     step = max(1, len(classes) // 20)
     places = np.arange(0, len(classes), step)
     axis.set_xticks(places, [str(classes[i]) for i in places], rotation=90, fontsize=7, family="monospace")
@@ -79,7 +84,8 @@ def class_means_heatmap(
         f"class means of {title}, softmax at T = {temperature:g}\non average {own:.3f} on the class itself",
         fontsize=10,
     )
-    figure.colorbar(image, label="probability (log scale)")
+    below = " (arrow: less)" if (probability < LEAST).any() else ""
+    figure.colorbar(image, label=f"probability, log scale{below}", extend="min" if below else "neither")
     figure.tight_layout()
     return figure, pd.DataFrame(probability, index=list(classes), columns=list(classes))
 

@@ -93,6 +93,23 @@ def test_gains_are_sorted_and_add_up(both):
     assert named == [short[name] for name in (*rows["class"].head(6), *rows["class"].tail(6))]
 
 
+def test_the_classes_outside_the_grey_are_counted(both):
+    """Those that McNemar's statistic, without a correction, has beyond 1.96: (b - c)^2 / (b + c)."""
+    base, treated = both
+    better = treated.logits.copy()
+    better[np.isin(base.labels, (3, 7, 8)), base.labels[np.isin(base.labels, (3, 7, 8))]] += 50
+    worse = np.eye(100)[(base.labels + 1) % 100] * (base.labels == 11)[:, None] * 50
+    treated = Predictions(treated.spec, (better + worse).astype(np.float32), base.labels)
+    right = [run.logits.argmax(1) == run.labels for run in (base, treated)]
+    b, c = (np.array([(one & ~other)[base.labels == k].sum() for k in range(100)]) for one, other in
+            (right, right[::-1]))  # fmt: skip
+    outside = ((b - c) ** 2 > 1.96**2 * (b + c)).sum()
+    assert outside >= 3
+    (axis,) = drawn.class_gains(base, treated)[0].axes
+    assert axis.get_xlabel().endswith(f"; {outside} leave the grey, where about 5 would by chance")
+    assert "accuracy of a class (points)" in axis.get_ylabel()
+
+
 def test_spread_is_that_of_each_class(both):
     _, rows = drawn.spread(*both)
     for run, name in zip(both, ("base", "+ikd"), strict=True):

@@ -50,6 +50,9 @@ def test_curves_are_means_over_finished_runs(cells):
     assert set(drawn) == {"kd (n=2)", "kd+ikd (n=1)"}
     np.testing.assert_allclose(drawn["kd (n=2)"], [(35 + 36) / 2, (71 + 73) / 2, (70 + 72) / 2])
     np.testing.assert_allclose(drawn["kd+ikd (n=1)"], [35.5, 72, 71])
+    (axis,) = figure.axes
+    assert axis.get_ylabel() == "test top-1 (%), mean over n seeds"
+    assert all(tick == int(tick) for tick in axis.get_xticks()), "there is no epoch 1.2"
     assert len(data) == 9 and set(data) == {"epoch", "test_top1", "pair", "method", "seed"}
 
 
@@ -95,6 +98,16 @@ def test_heatmap_is_a_softmax_of_each_row():
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), data.to_numpy())
     own = (e / (e + 2) + 1 + 0) / 3  # of the third row all lies elsewhere
     assert f"on average {own:.3f} on the class itself" in figure.axes[0].get_title()
+
+
+@pytest.mark.parametrize("least, end", [(0.9e-4, "min"), (1.1e-4, "neither")])
+def test_the_heatmap_marks_what_its_colours_cannot_show(least, end):
+    """Of two classes, one answers the other with a probability below or above 1e-4."""
+    means = np.log(np.array([[1 - least, least], [0.5, 0.5]]))
+    figure, _ = figures.class_means_heatmap(means, ("a", "b"))
+    image, bar = figure.axes[0].images[0], figure.axes[1]
+    assert image.norm.vmin == 1e-4 and image.colorbar.extend == end
+    assert ("less" in bar.get_ylabel()) == (end == "min")
 
 
 def test_a_method_keeps_its_colour_and_ikd_is_solid():

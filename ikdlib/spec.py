@@ -258,6 +258,13 @@ def _explain_one(cls: type[BaseModel], item: Any) -> str:
         return f"{where}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
     if item["type"] == "missing":
         return f"{where}: is missing"
+    given = item["input"]
+    if item["type"] == "string_type" and type(given) in (int, float, list, tuple):
+        # Mostly one seed, or several as Python writes them, where a list in a string is asked for.
+        quoted = given if isinstance(given, (int, float)) else ",".join(map(str, given))
+        field = cls.model_fields.get(where)
+        meant = f" ({field.description})" if field is not None and field.description else ""
+        return f'{where}: {given!r} is no string; write it in quotes, "{quoted}"{meant}'
     return f"{where}: {item['msg'][:1].lower()}{item['msg'][1:]} (got {item['input']!r})"
 
 

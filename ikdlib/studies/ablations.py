@@ -33,7 +33,7 @@ def term_temperatures(methods: str = "", grid: str = "") -> list[Variant]:
     for method in with_term(methods, "dkd+ikd"):
         usual = _usual(method).temperature
         found.append(Variant(method.removesuffix("+ikd")))
-        for value in numbers(grid) or TEMPERATURES:
+        for value in numbers(grid, zero=False) or TEMPERATURES:
             changes = {} if value == usual else {"ikd.temperature": value}
             found.append(Variant(method, changes))
     return found
@@ -72,7 +72,7 @@ def batch_sizes(methods: str = "", grid: str = "") -> list[Variant]:
     usual = Recipe().batch_size
     found = []
     for method in _with_and_without(methods):
-        for value in numbers(grid) or BATCH_SIZES:
+        for value in numbers(grid, "batch_sizes") or BATCH_SIZES:
             changes = {"recipe.batch_size": _whole(value), RATE: value / usual} if value != usual else {}
             found.append(Variant(method, changes))
     return found
@@ -85,7 +85,7 @@ def kd_temperatures(methods: str = "", grid: str = "") -> list[Variant]:
         own = protocol.method_spec("paper", "*", "*", method).settings
         if "temperature" not in own:  # wttm, ce: they have no part in this question
             continue
-        for value in numbers(grid) or KD_TEMPERATURES:
+        for value in numbers(grid, "temperatures", zero=False) or KD_TEMPERATURES:
             changes = {} if value == own["temperature"] else {"temperature": value}
             found.append(Variant(method, changes))
     if not found:
@@ -104,14 +104,26 @@ def study(settings: StudySettings, variants: Iterable[Variant], apart: bool = Fa
     return Study(settings, PAIR, variants)
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    """``"0.5, 1, 2"`` as numbers, in rising order, each once; an `IkdError` for anything else."""
+def numbers(text: str, name: str = "grid", zero: bool = True) -> tuple[float, ...]:
+    """``"0.5, 1, 2"`` as numbers, in rising order, each once.
+
+    Args:
+        name: the parameter a notebook's user gave it by.
+        zero: whether 0 is among the allowed values.
+
+    Raises:
+        IkdError: anything else; it names the parameter.
+    """
+    if not isinstance(text, str):
+        raise IkdError(f'{name}: {text!r} is no list of numbers; write it in quotes, like "0.5,1,2"')
     try:
         values = [float(part) for part in listed(text)]
     except ValueError:
-        raise IkdError(f"grid: {text!r} is not a list of numbers, like 0.5,1,2") from None
+        raise IkdError(f"{name}: {text!r} is not a list of numbers, like 0.5,1,2") from None
     if not all(0 <= value < float("inf") for value in values):
-        raise IkdError(f"grid: {text!r} has a value below 0 or without end")
+        raise IkdError(f"{name}: {text!r} has a value below 0 or without end")
+    if not (zero or all(values)):
+        raise IkdError(f"{name}: {text!r} has a temperature of 0; each must be greater than 0")
     return tuple(sorted(set(values)))
 
 
@@ -131,5 +143,5 @@ def _usual(method: str):
 
 def _whole(value: float) -> int:
     if value != int(value) or value < 1:
-        raise IkdError(f"grid: a batch size of {value:g} is not a whole number from 1 on")
+        raise IkdError(f"batch_sizes: a batch size of {value:g} is not a whole number from 1 on")
     return int(value)

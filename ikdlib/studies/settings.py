@@ -26,7 +26,7 @@ class StudySettings(Settings):
     teachers: str = setting("", description="folder of trained teachers")
     device: Literal["auto", "cpu", "cuda"] = setting("auto")
     results: str = setting("results")
-    jobs: int = setting(0, ge=0, description="runs at once; 0 or auto chooses")
+    jobs: int = setting(0, ge=0, description="runs at once; 0 (in a command also: auto) chooses")
 
     def placed(self, scheduler: str) -> StudySettings:
         """With whole paths where there is a scheduler: cells on other machines find the same places."""

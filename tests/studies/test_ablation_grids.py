@@ -217,23 +217,27 @@ def test_students_name_the_images_held_apart_and_teachers_do_not(studies):
 # What a user can get wrong
 
 
-@pytest.mark.parametrize("variants", [
-    ablations.term_temperatures, ablations.weights, ablations.batch_sizes, ablations.kd_temperatures,
+@pytest.mark.parametrize("variants, parameter", [
+    (ablations.term_temperatures, "grid"), (ablations.weights, "grid"),
+    (ablations.batch_sizes, "batch_sizes"), (ablations.kd_temperatures, "temperatures"),
 ])  # fmt: skip
-@pytest.mark.parametrize("grid", ["0.5,x", "nan", "1,nan", "-1", "inf", "1e999", "0.5;1", "1 2", "[1, 2]"])
-def test_a_grid_that_is_none_is_refused(variants, grid):
-    refused("grid", variants, "", grid)
+@pytest.mark.parametrize("grid", ["0.5,x", "nan", "1,nan", "-1", "inf", "1e999", "0.5;1", "1 2", "[1, 2]", 2])
+def test_a_grid_that_is_none_is_refused_by_the_name_of_its_notebooks_parameter(variants, parameter, grid):
+    refused(f"^{parameter}: ", variants, "", grid)
 
 
 @pytest.mark.parametrize("grid", ["0.5", "64.5", "0", "32,0.1"])
 def test_a_batch_size_is_a_whole_number_from_1_on(grid):
-    refused("batch size", ablations.batch_sizes, "", grid)
+    refused("^batch_sizes: a batch size of .* not a whole number from 1 on", ablations.batch_sizes, "", grid)
 
 
-@pytest.mark.parametrize("variants", [ablations.term_temperatures, ablations.kd_temperatures])
-def test_a_temperature_of_0_is_refused_when_the_study_is_made(studies, variants):
-    """Before a teacher trains for it."""
-    refused("temperature", ablations.study, studies.settings(), variants("", "0,1"))
+@pytest.mark.parametrize(
+    "variants, parameter",
+    [(ablations.term_temperatures, "grid"), (ablations.kd_temperatures, "temperatures")],
+)
+@pytest.mark.parametrize("grid", ["0", "0,1", "-0.0,1"])
+def test_a_temperature_of_0_is_refused_with_what_is_allowed(variants, parameter, grid):
+    refused(f"^{parameter}: .*greater than 0", variants, "", grid)
 
 
 @pytest.mark.parametrize(

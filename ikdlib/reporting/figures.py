@@ -50,7 +50,7 @@ def training_curves(cells: Iterable[Any], title: str) -> tuple[Figure, pd.DataFr
             label = f"{method} (n={part['seed'].nunique()})"
             axis.plot(curve.index, curve.values, label=label, **style(str(method)))
         axis.set(title=pair, xlabel="epoch", ylabel="test top-1 (%), mean over n seeds")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
         if len(data):
             axis.legend(frameon=False)

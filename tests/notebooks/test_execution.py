@@ -16,6 +16,7 @@ from ikdlib import runs
 from ikdlib.errors import IkdError
 from ikdlib.reporting.report import write as report
 from ikdlib.runs import Run
+from ikdlib.studies import protocol
 from ikdlib.studies.notebook import execute_here as execute
 from ikdlib.studies.variants import variant_of
 
@@ -56,6 +57,9 @@ def test_train_teacher(results):
     (run,) = runs.find(results / "demo" / "runs")
     assert f"{run.result['last']['top1']:.2f} %" in text_of(done)
     assert len(list((results / "demo" / "teachers").glob("*.safetensors"))) == 1
+    again = execute("10_train_teacher", results / "10 again.ipynb", parameters)
+    for notebook in (done, again):
+        assert text_of(notebook).count(f"run {run.spec.run_id}\n") == 1, "its settings, trained or found"
     assert str(results.parent) not in done.read_text()
 
 
@@ -64,7 +68,7 @@ def test_distil_one_student(results):
     done = execute("11_distill_student", results / "11.ipynb", parameters)
     run = next(run for run in runs.find(results / "demo" / "runs") if str(run.spec.method) == "kd+ikd")
     assert f"top-1 {run.result['last']['top1']:.2f} %" in text_of(done)
-    assert pictures(done) == 2
+    assert text_of(done).count(f"run {run.spec.run_id}\n") == 1 and pictures(done) == 2
 
 
 @pytest.mark.parametrize("number, name", [("20", "same"), ("21", "different")])
@@ -83,6 +87,8 @@ def test_table(results, number, name):
         assert row.last_top1 == by_id[row.runs].result["last"]["top1"]
         assert f"{row.last_top1:.2f} (n=1)" in text_of(done)
     assert "undecided" in text_of(done) and pictures(done) == 3
+    for row in protocol.rows("paper", "resnet8", "resnet8", "kd").itertuples():
+        assert row.source in text_of(done), "a source is cut off"
     before = {path: path.stat().st_mtime_ns for path in results.rglob("result.json")}
     execute(notebook, results / f"{number}.ipynb", parameters)
     assert before == {path: path.stat().st_mtime_ns for path in results.rglob("result.json")}

@@ -173,9 +173,8 @@ def spread(base: Predictions, treated: Predictions) -> tuple[Figure, pd.DataFram
         _name_points(axis, x, y, base.short_names)
         axis.set(xlim=(0, top), ylim=(0, top), aspect="equal", xlabel=base.method, ylabel=treated.method)
         axis.set_title(f"{title}:\n{(y < x).sum()} of {len(x)} classes below the line", fontsize=10)
-        axis.text(
-            0.97, 0.03, "more consistent with the term", transform=axis.transAxes, ha="right", fontsize=9
-        )
+        told = "closer together, or only less sure"
+        axis.text(0.97, 0.03, told, transform=axis.transAxes, ha="right", fontsize=9)
         axis.legend(frameon=False, loc="upper left", fontsize=9)
     return _finished(figure, "Spread of predictions within a class", base), data
 

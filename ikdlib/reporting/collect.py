@@ -179,8 +179,8 @@ def tables(found: Iterable[Run]) -> tuple[list[Table], list[str]]:
         key = (s.data, s.recipe.epochs, s.recipe.precision, s.protocol, s.holdout)
         by_table.setdefault(key, []).append(run)
     made, left_out = [], []
-    for key, members in sorted(by_table.items(), key=lambda item: str(item[0])):
-        members, lines = _one_of_each(members)
+    for key in sorted(by_table, key=lambda key: (key[0], -key[1], *map(str, key[2:]))):  # longest first
+        members, lines = _one_of_each(by_table[key])
         left_out += [f"{Table(*key, ()).title}: {line}" for line in lines]
         if cells := _cells(members):
             made.append(Table(*key, tuple(cells)))

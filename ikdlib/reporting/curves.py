@@ -86,7 +86,8 @@ def forest(rows: pd.DataFrame, title: str, unit: str = "points of test top-1") -
     """Differences with their 95 % intervals, a line each; zero is marked. What is undecided has a hollow dot.
 
     ``rows``: columns name, method, gain, gain_low, gain_high, gain_n, verdict; ``method`` gives the colour. A
-    row without a gain is left out.
+    row without a gain is left out. ``reason`` (of `Difference`), if there, tells why one is undecided whose
+    interval leaves zero out.
     """
     import matplotlib.pyplot as plt
 
@@ -102,10 +103,10 @@ def forest(rows: pd.DataFrame, title: str, unit: str = "points of test top-1") -
             row.gain, place, marker=MARKERS.get(base, "o"), color=colour, markersize=7,
             markerfacecolor="white" if row.verdict == "undecided" else colour,
         )  # fmt: skip
-        axis.annotate(
-            f"{row.gain:+.2f} (n={int(row.gain_n)})", (1.01, place), xycoords=("axes fraction", "data"),
-            va="center", fontsize=8,
-        )  # fmt: skip
+        told = f"{row.gain:+.2f} (n={int(row.gain_n)})"
+        if row.verdict == "undecided" and row.gain_low * row.gain_high > 0:
+            told += f"\n{getattr(row, 'reason', '').strip(' ()')}"
+        axis.annotate(told, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     axis.set_yticks(range(len(rows)), list(rows["name"]) if len(rows) else [], fontsize=9)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set(xlabel=f"{unit}; line: 95 % interval (none of one seed), hollow: undecided", title=title)

@@ -123,7 +123,7 @@ def accuracy_dots(table: pd.DataFrame, primary: str, title: str) -> Figure:
         axis.set_yticks(range(len(rows)), names, fontsize=9)
         axis.set_ylim(len(rows) - 0.4, -0.8)
         axis.margins(x=0.15)
-        axis.set(title=pair, xlabel=f"test top-1 (%), {primary} epoch; bar: ± 1 SD")
+        axis.set(title=pair, xlabel=f"test top-1 (%), {primary} epoch\nbar: ± 1 SD; hollow: without the term")
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)

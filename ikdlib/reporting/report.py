@@ -81,7 +81,8 @@ def headline(tables: Iterable[Table]) -> pd.DataFrame:
     for table in tables:
         gains = pooled_and_single(table.cells, table.primary, most=NAMED)
         for row in gains[gains["method"] != "ce"].to_dict("records"):
-            name = f"{row['method']}+ikd minus {row['method']}, {row['over']}\n{table.title}"
+            over = f"mean of {row['over']}" if row["pairs"] > 1 else row["over"]
+            name = f"{row['method']}+ikd minus {row['method']}, {over}\n{table.title}"
             rows.append({"name": name, **row, "reason": difference_of(row).reason})
     columns = ("name", "method", "gain", "gain_low", "gain_high", "gain_n", "verdict", "reason")
     return pd.DataFrame(rows, columns=list(columns))

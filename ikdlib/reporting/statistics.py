@@ -16,6 +16,10 @@ POWER = 0.8
 """The share of experiments that should find an effect of the size that was seen."""
 
 
+FAR = 10
+"""A number of seeds that would tell is named up to so many times those there are."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """A paired difference over common seeds, in the unit of its values.
@@ -64,7 +68,9 @@ class Difference:
         if self.objection:
             return f" ({self.objection})"
         if self.needed:
-            return f", about {self.needed} seeds{' a pair' if self.pairs > 1 else ''} would tell"
+            most = FAR * self.n // self.pairs
+            count = f"about {self.needed}" if self.needed <= most else f"more than {most}"
+            return f", {count} seeds{' a pair' if self.pairs > 1 else ''} would tell"
         return f" (Holm's p {self.holm:.3f})" if self.holm is not None and self.low * self.high > 0 else ""
 
     @property

@@ -207,11 +207,18 @@ def markdown(shown: pd.DataFrame, caption: str) -> str:
 
 
 def write(table: pd.DataFrame, primary: str, caption: str, path: Path) -> str:
-    """Write ``path.csv`` (full precision) and ``path.md``; returns the Markdown."""
-    text = markdown(readable(table, primary, "../runs"), caption)
+    """Write ``path.csv`` (full precision) and ``path.md``, teachers in its caption; returns the Markdown."""
+    text = markdown(readable(table, primary, "../runs"), caption + _teachers(table))
     files.write_text(path.with_suffix(".csv"), table.to_csv(index=False, lineterminator="\n"))
     files.write_text(path.with_suffix(".md"), text)
     return text
+
+
+def _teachers(table: pd.DataFrame) -> str:
+    """Each teacher's own top-1: what a student's is to be held against. Empty where no run names it."""
+    known = table[["pair", "teacher_top1"]].dropna().drop_duplicates()
+    told = [f"{pair.partition('/')[0]} {top1:.2f} %" for pair, top1 in known.itertuples(index=False)]
+    return f" Top-1 of the teacher: {', '.join(dict.fromkeys(told))}." if told else ""
 
 
 def verdicts(table: pd.DataFrame, over_pairs: pd.DataFrame | None = None) -> list[str]:

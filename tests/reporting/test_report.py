@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from ikdlib.errors import IkdError
-from ikdlib.reporting import collect, report, tables
+from ikdlib.reporting import collect, curves, report, tables
 from ikdlib.studies import protocol
 from ikdlib.studies.profiles import LOGIT_METHODS
 from ikdlib.studies.variants import RATE
@@ -96,11 +96,11 @@ def test_the_headline_is_each_tables_pooled_gain(folders):
     made, _ = collect.tables(found)
     rows = report.headline(made)
     assert list(rows["name"]) == [
-        "kd+ikd minus kd, resnet56/resnet20\ncifar100, 3 epochs, fp32, paper protocol",
         "dkd+ikd minus dkd, resnet56/resnet20\ncifar100, 6 epochs, fp32, paper protocol",
-    ]
-    assert list(rows["gain"]) == pytest.approx([0.8, -1.0]) and list(rows["gain_n"]) == [3, 1]
-    first, second = report.headline_words(rows).splitlines()
+        "kd+ikd minus kd, resnet56/resnet20\ncifar100, 3 epochs, fp32, paper protocol",
+    ], "the longest first"
+    assert list(rows["gain"]) == pytest.approx([-1.0, 0.8]) and list(rows["gain_n"]) == [1, 3]
+    second, first = report.headline_words(rows).splitlines()
     assert first.startswith("- kd+ikd minus kd, resnet56/resnet20; cifar100") and first.endswith(
         "points, n=3: supported"
     )
@@ -127,7 +127,7 @@ def test_one_changed_result_flips_the_headline(folders):
     said = [report.headline_words(report.headline([table_of(found)]))]
     folders.finished("kd+ikd", 2, 60.0)
     said.append(report.headline_words(report.headline([table_of(found)])))
-    assert said[0].endswith(": supported") and ": undecided, about " in said[1]
+    assert said[0].endswith(": supported") and ": undecided, more than 30 seeds" in said[1]
 
 
 def test_the_headline_shows_each_pair_while_they_are_few(folders):
@@ -136,13 +136,27 @@ def test_the_headline_shows_each_pair_while_they_are_few(folders):
     found += [*runs(folders, "kd+ikd", plus(KD, -0.9, -1.0, -0.8), pair="vgg13/vgg8")]
     rows = report.headline([table_of(found)])
     over = [name.partition("kd, ")[2].partition("\n")[0] for name in rows["name"]]
-    assert over == [f"{PAIR}, vgg13/vgg8", PAIR, "vgg13/vgg8"] and set(rows["method"]) == {"kd"}
+    assert over == [f"mean of {PAIR}, vgg13/vgg8", PAIR, "vgg13/vgg8"] and set(rows["method"]) == {"kd"}
     assert list(rows["gain"]) == pytest.approx([-0.05, 0.8, -0.9])
     assert report.headline_words(rows).splitlines()[0].endswith(": undecided (the pairs disagree)")
+    told = [text.get_text() for text in curves.forest(rows, "").axes[0].texts]
+    assert [one.partition(" (n=")[0] for one in told] == ["-0.05", "+0.80", "-0.90"]
+    assert not any("disagree" in one for one in told), "an interval across zero is enough of a reason"
     for pair in ("resnet110/resnet20", "resnet110/resnet32"):
         found += [*runs(folders, "kd", KD, pair=pair), *runs(folders, "kd+ikd", KD_IKD, pair=pair)]
     (name,) = report.headline([table_of(found)])["name"]
-    assert name.startswith("kd+ikd minus kd, 4 pairs\n")
+    assert name.startswith("kd+ikd minus kd, mean of 4 pairs\n")
+
+
+def test_the_headlines_picture_tells_why_an_interval_off_zero_is_undecided(folders):
+    """Of two pairs one gains three points and the other none: their mean lies off zero by the one alone."""
+    found = [*runs(folders, "kd", KD), *runs(folders, "kd+ikd", plus(KD, 3.0, 3.1, 3.05))]
+    found += [*runs(folders, "kd", KD, pair="vgg13/vgg8")]
+    found += [*runs(folders, "kd+ikd", plus(KD, -0.1, 0.1, 0.05), pair="vgg13/vgg8")]
+    rows = report.headline([table_of(found)])
+    first, *others = (text.get_text() for text in curves.forest(rows, "").axes[0].texts)
+    assert rows["gain_low"][0] > 0 and first.endswith("(n=6)\none pair carries it")
+    assert not any("\n" in one for one in others)
 
 
 def test_nothing_run_is_said(folders):

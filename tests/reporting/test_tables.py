@@ -211,7 +211,7 @@ def test_the_csv_reads_back_to_the_bit(cells, tmp_path):
 def test_the_markdown_has_its_caption_and_a_line_a_cell(cells, tmp_path):
     text = tables.write(tables.study_table(cells, NOBODY, "last"), "last", "A caption.", tmp_path / "table")
     lines = text.splitlines()
-    assert lines[0] == "A caption." and lines[1] == ""
+    assert lines[0] == "A caption. Top-1 of the teacher: resnet56 77.50 %." and lines[1] == ""
     assert len([line for line in lines if line.startswith("| resnet56/resnet20")]) == 4
     assert str(tmp_path) not in text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import warnings
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -24,15 +25,15 @@ def started() -> dict[str, Any]:
 
 
 class Origin:
-    """Where a run began, and where it went on.
+    """Where a run began, and where it went on; ``method``: what the code of its method is known by.
 
     Attributes:
         process: code, libraries and machine of the process that began the run.
         resumed_at: epoch and step of each resumption, with whatever of ``process`` was no longer the same.
     """
 
-    def __init__(self, device: torch.device):
-        self.process = {**started(), "machine": machine(device)}
+    def __init__(self, device: torch.device, method: str | None = None):
+        self.process = {**started(), "method": method, "machine": machine(device)}
         self.resumed_at: list[dict[str, Any]] = []
 
     @property
@@ -50,7 +51,10 @@ class Origin:
         if now["machine"]["device"] == self.process["machine"]["device"] == "cpu":
             torch.set_num_threads(min(self.process["machine"]["threads"], usable_cores()))
             now["machine"]["threads"] = torch.get_num_threads()
-        changed = {name: found for name, found in now.items() if found != self.process[name]}
+        if facts.get("process", {}).get("method") not in (None, now["method"]):
+            told = "the method's code is not what this run began with; to begin again, delete its folder"
+            warnings.warn(told, stacklevel=2)
+        changed = {name: found for name, found in now.items() if found != self.process.get(name)}
         self.resumed_at = [*facts.get("resumed_at", []), {"epoch": epoch, "step": step, **changed}]
 
 

@@ -126,7 +126,7 @@ class MethodSpec(Settings):
     """A distillation method, its settings, and the IKD term if it takes one."""
 
     name: str
-    settings: dict[str, float] = Field(default_factory=dict)
+    settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     ikd: IKDSettings | None = setting(None)
 
     @model_validator(mode="before")
@@ -140,7 +140,7 @@ class MethodSpec(Settings):
             own = methods.settings_class(values["name"])
             given = values.get("settings", {})
             if not isinstance(given, dict):
-                raise IkdError(f"method.settings: {given!r} is not a mapping of names to numbers")
+                raise IkdError(f"method.settings: {given!r} is not a mapping of names to values")
             return {**values, "settings": own(**given).model_dump()}
         return values
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ikdlib.methods import ce, dkd, kd, nkd, wttm  # noqa: F401  (each registers its method)
+import pkgutil
+from importlib import import_module
+
 from ikdlib.methods.base import REGISTRY, Method
 from ikdlib.methods.ikd import IKD, WithIKD
 from ikdlib.spec import MethodSpec, Settings, known
@@ -32,3 +34,7 @@ def build(spec: MethodSpec, num_classes: int) -> Method:
         return method
     term = IKD(num_classes, spec.ikd.weight, spec.ikd.temperature, spec.ikd.target)
     return WithIKD(method, term, spec.ikd.source)
+
+
+for _module in pkgutil.iter_modules(__path__):  # each file registers its method, a new one too
+    import_module(f"{__name__}.{_module.name}")

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ikdlib.data.loader import Batch
+from ikdlib.errors import IkdError
 from ikdlib.models import Outputs
 from ikdlib.spec import Settings
 
 REGISTRY: dict[str, type[Method]] = {}
+RESERVED = ("ikd", "loss", "hits")
+"""What the trainer adds to a method's parts: the term, their sum, and the images that are right."""
 
 
 class Method(nn.Module):
@@ -22,6 +25,7 @@ class Method(nn.Module):
     A subclass says in `needs` what it asks of the teacher (``"logits"``, ``"features"``,
     ``"embedding"``, ``"index"``), declares a `Settings` class, and returns its parts from
     `forward`, each already weighted: the trainer adds them up and logs them one by one.
+    A class with a ``name`` is registered under it; another class of that name is refused.
     Adapters with weights of their own are made in `prepare`, and train with the student.
     """
 
@@ -38,8 +42,14 @@ class Method(nn.Module):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if "name" in vars(cls):
-            REGISTRY[cls.name] = cls
+        if "name" not in vars(cls):
+            return
+        other = REGISTRY.get(cls.name, cls)
+        # The same class once more is a notebook's cell, or a module, that was executed again.
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            taken = f"{other.__module__}.{other.__qualname__}"
+            raise IkdError(f'{cls.__qualname__}: the name "{cls.name}" is that of {taken}; choose another')
+        REGISTRY[cls.name] = cls
 
     def prepare(self, student: Outputs, teacher: Outputs) -> None:
         """Make adapters from one example of both models' outputs; called once, before training."""
@@ -47,6 +57,23 @@ class Method(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Named scalar parts of the loss, fp32, differentiable in the student's outputs."""
         raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def parts(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """What `forward` returns, checked: shapes and names are known before any number is.
+
+        Raises:
+            IkdError: it is no dict of scalars, or a part has one of the names in `RESERVED`.
+        """
+        found, name = self(student, teacher, batch), type(self).__name__
+        if not isinstance(found, dict) or not found:
+            raise IkdError(f'{name}: forward returned no dict of named parts, like {{"own": loss}}')
+        for part, value in found.items():
+            if part in RESERVED:
+                raise IkdError(f'{name}: "{part}" is a name of the trainer\'s; call that part something else')
+            if not isinstance(value, Tensor) or value.ndim:
+                shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise IkdError(f'{name}: part "{part}" is {shape}, not a scalar; average it over the batch')
+        return found
 
     @property
     def survey(self) -> Literal["clean", "all_views"] | None:

@@ -137,12 +137,15 @@ class WithIKD(Method):
         self.method.prepare(student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
-        parts = self.method(student, teacher, batch)
+        parts = self.method.parts(student, teacher, batch)
         if self.observes:
             self.ikd.observe(teacher.logits, batch.target)
         if self.pulls:
             parts["ikd"] = self.ikd(student.logits, batch.target)
         return parts
+
+    def parts(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        return self(student, teacher, batch)  # the method's are checked, and the term's is called "ikd"
 
     @property
     def survey(self) -> Literal["clean", "all_views"] | None:

@@ -41,23 +41,29 @@ def write(results: Path) -> Path:
 
 
 def cells_of(table: Table) -> list[Cell]:
-    """The table's cells, but for teachers: nine methods of every pair, then those with changed settings.
+    """The table's cells, but for teachers: nine methods of every pair, a user's own, then changed settings.
 
-    Methods that were not run are there too, except of a pair that is none of the thirteen and has one method
-    alone: it was run for another reason.
+    Methods of the nine that were not run are there too, except of a pair that is none of the thirteen and has
+    one method alone: it was run for another reason.
     """
     found = {(c.pair, c.method): c for c in table.cells if c.method != TEACHER}
     cells = []
     for pair in dict.fromkeys(pair for pair, _ in found):
         there = [name for name in LOGIT_METHODS if (pair, name) in found]
         names = LOGIT_METHODS if there and (pair in PAIRS or len(there) > 1) else there
-        cells += [found.pop((pair, name), Cell(pair, name, ())) for name in names]
+        own = [name for of, name in found if of == pair and is_plain(name) and name not in LOGIT_METHODS]
+        cells += [found.pop((pair, name), Cell(pair, name, ())) for name in (*names, *own)]
     return cells + list(found.values())
+
+
+def is_plain(label: str) -> bool:
+    """Whether a cell's label is that of a method with the settings of its protocol."""
+    return "," not in label
 
 
 def changed(rows: pd.DataFrame) -> pd.DataFrame:
     """Of the rows of `tables.study_table`, those with changed settings and what they are compared with."""
-    others = rows[~rows["method"].isin(LOGIT_METHODS)]
+    others = rows[~rows["method"].map(is_plain).astype(bool)]
     wanted = {
         (row.pair, name) for row in others.itertuples() for name in (base_of(row.method), _plain(row.method))
     }
@@ -149,7 +155,9 @@ def behaviours(tables: Iterable[Table]) -> pd.DataFrame:
     rows = []
     for table in (table for table in tables if not table.holdout):  # as the claims on them are judged
         for pair in table.pairs:
-            for method in WITH_TERM:
+            for method in [cell.method for cell in table.cells if cell.pair == pair]:
+                if not method.endswith("+ikd"):
+                    continue
                 sides = [_predictions(table.runs(pair, name)) for name in (base_of(method), method)]
                 for seed in sorted(set(sides[0]) & set(sides[1]))[:1]:
                     measured = behaviour.summary(*(side[seed] for side in sides))

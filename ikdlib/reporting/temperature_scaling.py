@@ -9,7 +9,6 @@ difference is another shape of the answers, not another sureness.
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from ikdlib.reporting.kept import of_target
 
@@ -28,6 +27,8 @@ def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     Below 1: the student is less sure than it should be; above 1: surer.
     """
+    from scipy.optimize import minimize_scalar
+
     spread = logits.astype(np.float64)
 
     def nats(log_t: float) -> float:  # convex in 1/T, so it has one minimum in log T

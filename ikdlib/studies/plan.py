@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ikdlib import models
 from ikdlib.errors import IkdError
+from ikdlib.methods import fingerprint
 from ikdlib.studies import ablations, protocol
 from ikdlib.studies.estimate import Estimate, seconds_of
 from ikdlib.studies.study import Study, StudySettings, listed
@@ -89,7 +90,8 @@ def dry_run(found: Iterable[Study], students: bool = True) -> str:
             seen.add(job.spec.run_id)
             status = job.run.status
             if job.run.over:
-                lines.append(f"  {job.spec.run_id}: {status}, skipped")
+                why = " (with other code of its method)" if fingerprint.changed(job.run) else ""
+                lines.append(f"  {job.spec.run_id}: {status}{why}, skipped")
                 continue
             estimate = seconds_of(job, study.data, measured)
             total += estimate.seconds

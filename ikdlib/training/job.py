@@ -22,6 +22,7 @@ from pydantic import Field
 
 from ikdlib import data, models, provenance, status
 from ikdlib.errors import WARNING, IkdError
+from ikdlib.methods import fingerprint
 from ikdlib.parent import PARENT, end_with_parent
 from ikdlib.runs import Run
 from ikdlib.spec import RunSpec, Settings, setting
@@ -119,7 +120,9 @@ def execute(job: Job, stop: Stop | None = None, say=print) -> int:
         return 128 + (stop.signal or signal.SIGTERM)
     try:
         if run.over:
-            say(f"{job.spec.run_id}: {run.status} before")
+            why = ", with other code of its method" if fingerprint.changed(run) else ""
+            again = f"; delete {run.folder} to run it again" if why or run.status == "diverged" else ""
+            say(f"{job.spec.run_id}: {run.status} before{why}{again}")
             return 0 if run.status == "finished" else 3
         return _train(job, device, stop, say)
     finally:
@@ -165,12 +168,17 @@ def _train(job: Job, device: torch.device, stop: Stop, say: Callable[[str], None
             "the same command goes on from there")  # fmt: skip
         return 128 + (stop.signal or signal.SIGTERM)
     if result["status"] == "diverged":
-        say(f"{spec.run_id}: diverged, loss or weights are no numbers (epoch {result['diverged']['epoch']}); "
-            f"its last good checkpoint stays")  # fmt: skip
+        say(f"{spec.run_id}: diverged in epoch {result['diverged']['epoch']} (no numbers any more: "
+            f"{result['diverged']['no_number']}); {_after(run)}")  # fmt: skip
         return 3
     say(f"{spec.run_id}: top-1 {result['last']['top1']:.2f} % in the last epoch, "
         f"{result['best']['top1']:.2f} % in the best ({result['best']['epoch']})")  # fmt: skip
     return 0
+
+
+def _after(run: Run) -> str:
+    stays = "its last good checkpoint stays" if run.checkpoint.exists() else "nothing had been saved"
+    return f"{stays}; delete {run.folder} to run it again"
 
 
 def train_here(job: Job) -> None:
@@ -199,6 +207,6 @@ def train_here(job: Job) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     if code == 3:
-        raise IkdError(f"{job.spec.run_id}: diverged; its last good checkpoint stays")
+        raise IkdError(f"{job.spec.run_id}: diverged; {_after(job.run)}")
     if code:
         raise KeyboardInterrupt

@@ -143,7 +143,14 @@ class TrainStep:
 
     def __call__(self, inputs: Inputs) -> None:
         """Train on one batch and add its losses (times its size) and hits to `sums`."""
-        loss, additions = (self._compiled or self.losses)(*inputs)
+        try:
+            loss, additions = (self._compiled or self.losses)(*inputs)
+        except (AttributeError, TypeError) as error:
+            if inputs.teacher is None and "NoneType" in str(error):
+                told = f"{type(self.method).__name__}: {error}; it was given no teacher"
+                mend = 'if it reads the teacher\'s logits, its class says needs = frozenset({"logits"})'
+                raise IkdError(f"{told}: {mend}") from error
+            raise
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -165,7 +172,8 @@ class TrainStep:
             student = Outputs(logits=self.forward(images))
         # Losses and class sums are fp32, outside autocast: a bf16 softmax over 100 classes is noise.
         student.logits = student.logits.float()
-        parts = self.method(student, Outputs(logits=None if teacher is None else teacher.float()), batch)
+        answers = Outputs(logits=None if teacher is None else teacher.float())
+        parts = self.method.parts(student, answers, batch)
         loss = torch.stack(list(parts.values())).sum()
         additions = {name: value.detach() * len(target) for name, value in {**parts, "loss": loss}.items()}
         additions["hits"] = (student.logits.detach().argmax(1) == target).sum()

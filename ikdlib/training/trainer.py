@@ -12,7 +12,6 @@ checkpoint follows from the spec.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from ikdlib.data import DataSet
 from ikdlib.data.loader import Epoch, Loader, Stored
 from ikdlib.data.views import Views
 from ikdlib.errors import IkdError
+from ikdlib.methods import fingerprint
 from ikdlib.models import CifarModel
 from ikdlib.runs import FORMAT_VERSION, Run, check_format
 from ikdlib.training import checkpoint, survey
@@ -97,7 +97,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.test_logits: Tensor | None = None
         self.seconds = dict.fromkeys(("training", "teacher", "evaluation", "compiling"), 0.0)
-        self.origin = provenance.Origin(device)
+        self.origin = provenance.Origin(device, fingerprint.of(self.spec.method))
         self._resumed_sums: dict[str, Tensor] = {}
 
     def prepare(self) -> None:
@@ -130,8 +130,8 @@ class Trainer:
         try:
             while self.epoch <= self.spec.recipe.epochs:
                 self._train_epoch()
-        except Diverged:
-            return self._finish("diverged")
+        except Diverged as error:
+            return self._finish("diverged", str(error))
         return self._finish("finished")
 
     def _train_epoch(self) -> None:
@@ -204,10 +204,11 @@ class Trainer:
 
     def _check_numbers(self) -> None:
         # The last step's loss is that of the weights before it, so they are looked at too.
-        sums, weights = self.train_step.sums, self.train_step.parameters()
-        whole = torch.stack([weight.isfinite().all() for weight in weights]).all()
-        if (sums and not math.isfinite(float(sums["loss"]))) or not whole:
-            raise Diverged
+        found = {name: total.isfinite() for name, total in self.train_step.sums.items()}
+        weights = [weight.isfinite().all() for weight in self.train_step.parameters()]
+        found["weights"] = torch.stack(weights).all()
+        if not torch.stack(list(found.values())).all():
+            raise Diverged(", ".join(name for name, whole in found.items() if not whole))
 
     def _row(self, rate: float, count: int, began: float) -> dict[str, Any]:
         means = {name: float(total) / count for name, total in self.train_step.sums.items()}
@@ -261,7 +262,7 @@ class Trainer:
 
     # What a finished run leaves
 
-    def _finish(self, status: str) -> dict[str, Any]:
+    def _finish(self, status: str, lost: str = "") -> dict[str, Any]:
         weights = {k: v.detach().cpu().contiguous() for k, v in self.student.state_dict().items()}
         result: dict[str, Any] = {"status": status}
         if status == "finished":
@@ -273,7 +274,7 @@ class Trainer:
                 files.write_bytes(self.run.folder / "test_logits.safetensors", save({"logits": half}))
             result["weights_sha256"] = checkpoint.digest(weights)
         else:
-            result["diverged"] = {"epoch": self.epoch, "step": self.step}
+            result["diverged"] = {"epoch": self.epoch, "step": self.step, "no_number": lost}
         if self.history:
             result["last"] = summary(self.history[-1])
             result["best"] = summary(max(self.history, key=lambda row: row["test_top1"]))

@@ -315,7 +315,11 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tiny, tmp_path, monkeypatch):
     poison(monkeypatch, made, 2, 1)
     assert made.train()["status"] == "diverged"
     run = made.run
-    assert run.status == "diverged" and run.result["diverged"] == {"epoch": 2, "step": 3}
+    assert run.status == "diverged" and run.result["diverged"] == {
+        "epoch": 2,
+        "step": 3,
+        "no_number": "ce, loss, weights",
+    }
     assert run.result["epochs"] == 1 and len(run.history) == 1
     assert "weights_sha256" not in run.result and not run.weights.exists()
     for path in run.folder.glob("*.json"):
@@ -336,7 +340,8 @@ def test_weights_that_the_last_step_of_an_epoch_breaks(tiny, tmp_path, monkeypat
 
     made._do_step = breaks
     assert made.spec.recipe.epochs == 3 and made.train()["status"] == "diverged"
-    assert made.run.result["diverged"] == {"epoch": epoch, "step": steps} and not made.run.weights.exists()
+    lost = {"epoch": epoch, "step": steps, "no_number": "weights"}
+    assert made.run.result["diverged"] == lost and not made.run.weights.exists()
     assert len(made.run.history) == epoch - 1
     kept = load_file(made.run.checkpoint)
     assert all(bool(value.isfinite().all()) for value in kept.values() if value.is_floating_point())
@@ -393,8 +398,12 @@ def test_execute_says_3_when_a_run_diverges_and_0_when_it_ends(tiny, job, monkey
     )
     with pytest.warns(UserWarning, match="near chance"):
         assert execute(other, Never(), said.append) == 3
-    assert "diverged" in said[-1] and "\n" not in said[-1]
-    assert execute(other, Never(), said.append) == 3 and said[-1].endswith("diverged before")
+    assert (
+        "diverged in epoch 1 (no numbers any more: ce, kd, loss, weights); nothing had been saved" in said[-1]
+    )
+    assert said[-1].endswith(f"; delete {other.run.folder} to run it again") and "\n" not in said[-1]
+    assert execute(other, Never(), said.append) == 3
+    assert said[-1].endswith(f"diverged before; delete {other.run.folder} to run it again")
 
 
 def test_a_method_that_needs_more_than_logits_is_refused(tiny, tmp_path, monkeypatch):

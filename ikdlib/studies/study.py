@@ -247,8 +247,8 @@ def _asks_nobody(method: str) -> bool:
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """The parts of a comma-separated list, without blanks."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """The parts of a comma-separated list, without blanks, each once: a pair named twice is one pair."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -258,4 +258,4 @@ def _seeds(text: str) -> tuple[int, ...]:
         raise IkdError(f"seeds: {text!r} is not a list of whole numbers, like 1,2,3") from None
     if any(seed < 0 for seed in seeds):
         raise IkdError(f"seeds: {text!r} has a negative one; seeds count from 0")
-    return tuple(dict.fromkeys(seeds))
+    return tuple(dict.fromkeys(seeds))  # 1 and 01 are one

@@ -35,6 +35,17 @@ def test_every_cell_and_seed_is_one_job(studies):
     assert set(ids(jobs)) == {run.spec.run_id for cell in study.cells() for run in cell.runs}
 
 
+def test_what_is_named_twice_is_run_and_shown_once(studies):
+    """Else a table has its rows twice, and Holm's correction counts each gain double."""
+    study = studies.study(
+        teachers=studies.teachers("resnet14"), methods="kd,kd+ikd,kd", seeds="1,1",
+        pairs="resnet14/resnet8, resnet14/resnet8",
+    )  # fmt: skip
+    assert [(cell.pair, cell.method, len(cell.runs)) for cell in study.cells()] == [
+        ("resnet14/resnet8", "kd", 1), ("resnet14/resnet8", "kd+ikd", 1),
+    ]  # fmt: skip
+
+
 def test_job_ids_say_pair_method_and_seed_and_stay(studies):
     study = studies.study(teachers=studies.teachers("resnet14"), methods="kd+ikd", seeds="7")
     (first,) = ids(study.student_jobs())

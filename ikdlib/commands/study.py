@@ -77,7 +77,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from ikdlib.studies import plan, reproduce
+    from ikdlib.studies import dispatch, plan, reproduce
 
     settings = study_settings(options)
     if options.dry:
@@ -85,8 +85,34 @@ def _table(options: argparse.Namespace) -> int:
     elif options.watch:
         _watch(settings)
     else:
-        _show(reproduce.reproduce(settings, options.scheduler))
+        try:
+            tables = reproduce.reproduce(settings, options.scheduler)
+        except dispatch.Unfinished:
+            _show(_tables_so_far(settings.placed(options.scheduler)))
+            raise
+        _show(tables)
     return 0
+
+
+def _tables_so_far(settings: StudySettings) -> list[Path]:
+    """Write the tables of what has finished; their notebooks would train once more what failed."""
+    from ikdlib.reporting import collect, tables
+    from ikdlib.studies import plan, protocol
+
+    written = []
+    for name, study in plan.studies(settings).items():
+        cells, _ = collect.sound(study.cells())
+        ended = [run.status == "finished" for cell in cells for run in cell.runs]
+        if not any(ended):
+            continue
+        asked = len(study.pairs) * len(study.methods) * len(study.seeds)
+        primary, path = protocol.PRIMARY[settings.protocol], plan.table_path(study, name)
+        published = protocol.published() if study.comparable else protocol.published().head(0)
+        told = f" Not complete: {sum(ended)} of {asked} runs have finished."
+        table = tables.study_table(cells, published, primary)
+        tables.write(table, primary, study.caption + told, path)
+        written.append(path.with_suffix(".md"))
+    return written
 
 
 def _ablations(options: argparse.Namespace) -> int:

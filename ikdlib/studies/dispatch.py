@@ -6,6 +6,7 @@ ends this loop, the same command goes on: what is done is known from the records
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections import deque
@@ -47,6 +48,10 @@ class Piece:
     after: float = 0.0  # not to be started before this moment
 
 
+class Unfinished(IkdError):
+    """Some cells failed or were not started; the others are done."""
+
+
 @dataclass
 class Summary:
     """How a set of cells ended."""
@@ -55,20 +60,34 @@ class Summary:
     done: int = 0
     failed: dict[str, str] = field(default_factory=dict)  # the task's id to name and reason
     reason: str = ""  # why the rest was not started
+    copies: set[Path] = field(default_factory=set)  # folders with the executed notebooks of failed cells
+
+    def add_failure(self, piece: Piece, why: str) -> None:
+        self.failed[piece.task.id] = f"{piece.name}: {why}"
+        if piece.task.failed.exists():  # a process that was killed leaves no copy
+            self.copies.add(piece.task.failed.parent)
 
     @property
     def lines(self) -> list[str]:
-        """For a reader; the last one is why, where not all is done."""
+        """For a reader: each failure, where the tracebacks are, and last the counts."""
         left = self.total - self.done - len(self.failed)
         words = f"{self.total} cell{'s' * (self.total != 1)}: {self.done} finished"
         words += f", {len(self.failed)} failed" if self.failed else ""
         words += f", {left} not done ({self.reason})" if left else ""
-        return [f"failed: {words}" for words in self.failed.values()] + [words]
+        where = [f"their tracebacks are in {_near(folder)}/" for folder in sorted(self.copies)]
+        return [*(f"failed: {words}" for words in self.failed.values()), *where, words]
 
     def check(self) -> None:
-        """Raises `IkdError` unless all cells are done."""
+        """Raises `Unfinished` unless all cells are done."""
         if self.done < self.total:
-            raise IkdError("; ".join(reversed(self.lines)) + "; the same command tries them again")
+            *told, counts = self.lines
+            raise Unfinished("; ".join([counts, *told, "the same command tries them again"]))
+
+
+def _near(folder: Path) -> Path:
+    """A folder as the user would write it: from where the command was given, if it lies below."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def run(pieces: Iterable[Piece], engine, folder: Path, display: Display, before: int = 0) -> Summary:
@@ -96,7 +115,7 @@ def run(pieces: Iterable[Piece], engine, folder: Path, display: Display, before:
                     display.ended(piece)
                     continue
                 if piece.elsewhere and (why := _failed_elsewhere(piece, began)):
-                    summary.failed[piece.task.id] = f"{piece.name}: {why}"
+                    summary.add_failure(piece, why)
                     display.ended(piece, failed=True)
                     continue
                 if piece.task.taken:
@@ -123,6 +142,9 @@ def run(pieces: Iterable[Piece], engine, folder: Path, display: Display, before:
         display.end(summary)
         raise
     display.end(summary)
+    for place in {piece.task.failed.parent for piece in pieces}:
+        with contextlib.suppress(OSError):  # not empty, or not there
+            place.rmdir()  # what had failed is mended: an empty folder would look like a failure
     return summary
 
 
@@ -185,7 +207,7 @@ def _end(piece: Piece, future: Future, waiting: deque[Piece], engine, summary: S
     else:
         why = children.reason(code, words) if code not in children.STOPPED else "stopped by a signal"
         why = why.removeprefix("ikdlib: ") + (f", {piece.attempts} times" if killed else "")
-        summary.failed[piece.task.id] = f"{piece.name}: {why}"
+        summary.add_failure(piece, why)
         if not piece.task.taken:
             piece.task.tidy()
             if not piece.task.record():  # it came to no end of its own

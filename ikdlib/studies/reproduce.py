@@ -29,7 +29,7 @@ def reproduce(settings: StudySettings, scheduler: str = "") -> list[Path]:
     """Train what is missing and write the tables; returns the tables' Markdown files.
 
     Raises:
-        IkdError: a cell failed; the others were done first, and no table is written.
+        dispatch.Unfinished: a cell failed; the others were done first, and no notebook drew the tables.
     """
     settings = settings.placed(scheduler)
     studies = plan.studies(settings)

@@ -175,6 +175,21 @@ def test_a_failure_is_not_tried_again_in_one_command(run, pieces):
     assert again.started == [("a", 1)], "the next command tries it: its cause may be mended"
 
 
+def test_tracebacks_are_named_and_an_empty_folder_of_them_goes(run, pieces, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    given = pieces("a", "b")
+    given[0].task.failed.parent.mkdir()
+    given[0].task.failed.write_text("{}")
+    summary = run(Pretence(1, {"a": [children.FAILED]}), given)
+    assert summary.lines == [
+        "failed: cell a: its last words", f"their tracebacks are in {tmp_path.name}/failed/",
+        "2 cells: 1 finished, 1 failed",
+    ]  # fmt: skip
+    given[0].task.failed.unlink()  # as an execution does that ends well
+    assert run(Pretence(1), pieces("a", "b")).lines == ["2 cells: 2 finished"]
+    assert not (tmp_path / "failed").exists()
+
+
 def test_without_gpu_memory_once_more_with_fewer_at_a_time(run, pieces):
     engine = Pretence(4, {"b": [children.NO_GPU_MEMORY], "c": [children.NO_GPU_MEMORY] * 2})
     summary = run(engine, pieces("a", "b", "c", "d"))

@@ -201,6 +201,39 @@ def test_dry_of_both_tables_lists_what_their_notebooks_train(command, studies):
     check_all_finished(asked.dry(), done)
 
 
+def test_where_a_run_fails_the_table_of_the_others_is_written_and_the_command_fails(
+    command, studies, monkeypatch, capsys
+):
+    """Its notebook would train the failed one again; and a reader is told where the traceback lies."""
+    asked = command("table", pairs=PAIR, methods="ce,kd", teachers=studies.teachers("resnet14"))
+
+    class Failing(Here):
+        def submit(self, function, child) -> Future:
+            task = Task.from_json(child.text)
+            if "-ce-" in task.id:
+                return super().submit(function, child)
+            task.failed.parent.mkdir(parents=True)
+            task.failed.write_text("{}")
+            future = Future()
+            future.set_result((children.FAILED, "ikdlib: ValueError: no luck"))
+            return future
+
+    monkeypatch.setattr(reproduce, "open_engine", lambda *_: Failing(asked._cell))
+    monkeypatch.chdir(studies.root)
+    given = [f"--{key}={value}" for key, value in asked.settings if value not in ("", 0)]
+    assert __main__.main(["table", *given]) == 2
+    said = capsys.readouterr()
+    words = "2 cells: 1 finished, 1 failed; failed: kd s1: ValueError: no luck; "
+    assert f"ikdlib: {words}their tracebacks are in results/demo/notebooks/failed/; the same" in said.err
+    assert asked.done == [], "the notebook was executed"
+    (path,) = (studies.results / "demo" / "tables").glob("*.md")
+    (run,) = runs.find(studies.results / "demo" / "runs")
+    rows = {line.split("|")[2].strip(): line for line in path.read_text().splitlines() if PAIR in line}
+    assert f"{run.result['last']['top1']:.2f} (n=1)" in rows["ce"] and "not run" in rows["kd"]
+    assert "Not complete: 1 of 2 runs have finished." in path.read_text()
+    assert "| ce " in said.out
+
+
 def test_dry_of_teachers_lists_the_teachers_that_are_then_trained(command, studies):
     asked = command("teachers", pairs="resnet14/resnet8,resnet14/resnet14,resnet8/resnet8")
     said = asked.dry()

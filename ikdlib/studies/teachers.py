@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from ikdlib.spec import RunSpec
 from ikdlib.training.checkpoint import digest
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
+ENDINGS = r"\.(safetensors|pth|pt|pth\.tar|tar|bin|ckpt|th|pkl)"
+"""How files of weights end, ours and others': a misnamed teacher is looked for among them."""
 
 
 @dataclass(frozen=True)
@@ -39,30 +42,43 @@ def locate(
     """The file of a teacher, or None where it must be trained first.
 
     ``given`` (TEACHERS) may hold ``resnet56.pth``, ``resnet56.safetensors``, or RepDistiller's
-    ``resnet56_vanilla/ckpt_epoch_240.pth``; where it holds none of them, that is said. ``own``
+    ``resnet56_vanilla/ckpt_epoch_240.pth``; where it holds none of them, that is said, but a file that seems
+    to be meant and has another name is refused: what was named would not be what teaches. ``own``
     (``results/teachers``) holds what was trained here, by run id: the first of ``specs`` that is there.
 
     Raises:
-        IkdError: ``given`` is no folder, its file does not fit the architecture, or RepDistiller's folder has
-            several epochs and not the last.
+        IkdError: ``given`` is no folder, its file does not fit the architecture or has another name, two
+            files of different weights have the name, or RepDistiller's folder has several epochs and not the
+            last.
     """
     if given is not None:
         if not given.is_dir():
             raise IkdError(f"teachers: {given} is not a folder; give one that holds {architecture}.pth")
-        if (path := _given(given, architecture)) is not None:
-            return TeacherFile(path, _digest(path, path.stat().st_mtime_ns, architecture, num_classes))
+        found = [_file(path, architecture, num_classes) for path in _given(given, architecture)]
+        if len({file.sha256 for file in found}) > 1:
+            names = " and ".join(file.path.name for file in found)
+            raise IkdError(f"teachers: {given} has {names}, of different weights; keep the one that is meant")
+        if found:
+            return found[0]
+        if given.resolve() != own.resolve():  # there, files are named by their runs
+            _refuse_misnamed(given, architecture)
         _say_it_is_missing(given, architecture)
     for candidate in specs:
         path = own / f"{candidate.run_id}.safetensors"
         if path.exists():
-            return TeacherFile(path, _digest(path, path.stat().st_mtime_ns, architecture, num_classes))
+            return _file(path, architecture, num_classes)
     return None
 
 
-def _given(folder: Path, architecture: str) -> Path | None:
-    for suffix in SUFFIXES:
-        if (path := folder / f"{architecture}{suffix}").exists():
-            return path
+def _file(path: Path, architecture: str, num_classes: int) -> TeacherFile:
+    return TeacherFile(path, _digest(path, path.stat().st_mtime_ns, architecture, num_classes))
+
+
+def _given(folder: Path, architecture: str) -> list[Path]:
+    """The files that have the name a teacher is to have."""
+    paths = [folder / f"{architecture}{suffix}" for suffix in SUFFIXES]
+    if there := [path for path in paths if path.exists()]:
+        return there
     last = folder / f"{architecture}_vanilla" / "ckpt_epoch_240.pth"
     found = [last] if last.exists() else sorted(last.parent.glob("*.pth"))
     if len(found) > 1:  # an epoch before the rate's first decay would teach as readily
@@ -70,7 +86,19 @@ def _given(folder: Path, architecture: str) -> Path | None:
         raise IkdError(
             f"teachers: {last.parent} has {names}, and not {last.name}; keep the one that is meant"
         )
-    return found[0] if found else None
+    return found
+
+
+def _refuse_misnamed(folder: Path, architecture: str) -> None:
+    """`ResNet20.pth`, `resnet20_best.pth` and `resnet20.pth.tar` are meant to be a resnet20."""
+    spelt = "[-_]?".join(re.findall(r"[a-z]+|[0-9]+", architecture.lower()))
+    meant = re.compile(rf"{spelt}([^a-z0-9].*)?{ENDINGS}", re.IGNORECASE)
+    if near := [name for name in sorted(os.listdir(folder)) if meant.fullmatch(name)]:
+        suffix = ".safetensors" if near[0].endswith(".safetensors") else ".pth"
+        raise IkdError(
+            f"teachers: {folder} has no {architecture}{suffix}, but {', '.join(near[:6])}; if it is meant, "
+            f"rename it to {architecture}{suffix}, else move it away"
+        )
 
 
 @lru_cache  # a study asks again and again

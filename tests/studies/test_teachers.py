@@ -50,6 +50,46 @@ def test_a_folder_without_the_teacher_leaves_it_to_be_trained(studies, tmp_path)
     assert len(said) == 1
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet14_glyphs_best.pth", "ResNet14.pth", "resnet14.pth.tar", "resnet14.bin", "resnet-14.pt"]
+)
+def test_a_misnamed_teacher_is_refused_not_replaced_by_another(studies, tmp_path, name):
+    """Neither is it trained anew, nor does one that was trained here teach in its place."""
+    (tmp_path / "given").mkdir()
+    torch.save(weights("resnet14", 0), tmp_path / "given" / name)
+    said = f"has no resnet14.pth, but {name}; if it is meant, rename it to resnet14.pth, else move it away"
+    for own in (False, True):
+        if own:
+            trained(studies)
+        with pytest.raises(IkdError, match=re.escape(said)):
+            located(studies, tmp_path / "given")
+    (tmp_path / "given" / name).rename(tmp_path / "given" / "resnet14.pth")
+    assert located(studies, tmp_path / "given").sha256 == digest(weights("resnet14", 0))
+
+
+@pytest.mark.parametrize("name", ["resnet14x2.pth", "resnet140.pth", "resnet14.json", "my_resnet14.pth"])
+def test_what_is_named_otherwise_is_no_misnamed_teacher(studies, tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match=f"TEACHERS has no resnet14.pth .* holds {name}"):
+        assert located(studies, tmp_path) is None
+
+
+def test_the_folder_of_teachers_trained_here_may_be_given_as_well(studies):
+    """There they are named by their runs, `resnet14-ce-seed0-...`."""
+    _, _, path = trained(studies)
+    with pytest.warns(UserWarning, match="one trained here is used"):
+        assert located(studies, path.parent).path == path
+
+
+def test_two_files_of_one_name_are_refused_unless_they_are_one_teacher(studies, tmp_path):
+    torch.save(weights("resnet14", 1), tmp_path / "resnet14.pth")
+    torch.save({"model": weights("resnet14", 1)}, tmp_path / "resnet14.pt")
+    assert located(studies, tmp_path).sha256 == digest(weights("resnet14", 1))
+    torch.save(weights("resnet14", 2), tmp_path / "resnet14.pt")
+    with pytest.raises(IkdError, match="has resnet14.pth and resnet14.pt, of different weights; keep"):
+        located(studies, tmp_path)
+
+
 def test_of_the_epochs_that_repdistiller_saves_the_last_teaches(studies, tmp_path):
     """By name 40 comes after 240, and 120 before both."""
     folder = tmp_path / "resnet14_vanilla"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ikdlib.errors import IkdError
 from ikdlib.models.base import build, names
 
-_WRAPPERS = ("model", "state_dict")  # where training scripts put the weights
+_WRAPPERS = ("model", "state_dict", "net", "model_state_dict")  # where training scripts put the weights
 _PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
 _COUNTER = "num_batches_tracked"  # unused at a fixed momentum, and absent from old files
 
@@ -31,9 +31,10 @@ Module = TypeVar("Module", bound=nn.Module)
 def read_state_dict(path: FilePath) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file or of a `.pth`/`.pt` checkpoint, on the CPU, in the file's order.
 
-    A checkpoint may be the state dict itself or hold it under `model` or `state_dict`. Nothing but tensors,
-    plain values, `argparse.Namespace` and numpy scalars is ever unpickled. Raises IkdError for a file that is
-    not there or may not be read, that is damaged or no weights file, or that holds other Python objects.
+    A checkpoint may be the state dict itself or hold it under `model`, `state_dict`, `net` or
+    `model_state_dict`. Nothing but tensors, plain values, `argparse.Namespace` and numpy scalars is ever
+    unpickled. Raises IkdError for a file that is not there or may not be read, that is damaged or no weights
+    file, or that holds other Python objects.
     """
     file = Path(path)
     _check_readable(file, path)
@@ -51,11 +52,12 @@ def load_weights(model: Module, path: FilePath) -> Module:
 
     Strict: every weight must be there with its shape, and no other. Batch norm's step counters may be missing
     (they start at 0); weights of another float type are cast to the model's; MobileNetV2's classifier may be
-    called `classifier.*` or `classifier.0.*`. Raises IkdError for what `read_state_dict` refuses, for weights
+    called `classifier.*` or `classifier.0.*`; one prefix before all keys, as `backbone.`, is left out
+    where the model's own keys follow it. Raises IkdError for what `read_state_dict` refuses, for weights
     of another architecture (which one, if it is registered) or class count, and for NaN or infinite weights.
     """
-    found = read_state_dict(path)
     wanted = model.state_dict()
+    found = _without_owner(read_state_dict(path), wanted)
     _rename_classifier(found, wanted)
     for key, value in wanted.items():
         if key.endswith(_COUNTER):
@@ -137,8 +139,9 @@ def _unwrapped(content: Any, path: FilePath) -> dict[str, Tensor]:
         raise IkdError(f"{path} holds {kind}, not a model's weights; save model.state_dict()")
     alien = [str(key) for key, value in content.items() if not (isinstance(key, str) and _is_dense(value))]
     if alien:
+        wrappers = ", ".join(map(repr, _WRAPPERS))
         raise IkdError(
-            f"{path} holds more than weights ({_first(alien)}) and none under 'model' or 'state_dict'; "
+            f"{path} holds more than weights ({_first(alien)}) and none under {wrappers}; "
             "save model.state_dict()"
         )
     return dict(content)
@@ -152,6 +155,20 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def _without_owner(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without what a class around the network calls it (`model.`, `net.backbone.`), if all keys begin so.
+
+    Nothing is guessed by it: the keys that are left must still be the model's, each and no other.
+    """
+    left = state
+    while not any(key in wanted for key in left):
+        prefixes = {"".join(key.partition(".")[:2]) for key in left}
+        if len(prefixes) > 1 or not (prefix := prefixes.pop()).endswith("."):
+            return state
+        left = {key.removeprefix(prefix): value for key, value in left.items()}
+    return left
 
 
 def _rename_classifier(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

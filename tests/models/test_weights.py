@@ -48,6 +48,12 @@ FORMS: dict[str, Callable[[State], object]] = {
     "bare": lambda state: state,
     "model": lambda state: {"epoch": 240, "model": state, "best_acc": 72.3},
     "state_dict": lambda state: {"state_dict": state, "acc": torch.tensor(0.7)},
+    "net": lambda state: {"net": state, "acc": 71.5, "epoch": 199},
+    "model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}},
+    "of a class around it": lambda state: {f"backbone.{key}": value for key, value in state.items()},
+    "of two around it": lambda state: {
+        "state_dict": {f"module.model.net.{key}": value for key, value in state.items()}
+    },
     "module prefix": lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
     "compiled, wrapped": lambda state: {f"_orig_mod.module.{key}": value for key, value in state.items()},
     "namespace": lambda state: {"opt": argparse.Namespace(lr=0.05, model="resnet8"), "model": state},
@@ -113,6 +119,29 @@ def test_mobilenet_classifier_loads_under_both_names(saved_as: str, tmp_path: Pa
     renamed = {re.sub(r"^classifier\.0", saved_as, key): value for key, value in state.items()}
     assert f"{saved_as}.weight" in renamed
     assert equal(load_weights(build("MobileNetV2"), as_pth(renamed, tmp_path / "w.pth")), state)
+
+
+def test_a_prefix_before_some_keys_or_other_keys_is_not_left_out(tmp_path: Path) -> None:
+    state = trained("resnet8").state_dict()
+    mixed = {key if key == "fc.bias" else f"net.{key}": value for key, value in state.items()}
+    assert "unknown (net.conv1.weight, ...)" in refused(build("resnet8"), as_pth(mixed, tmp_path / "w.pth"))
+    more = {f"net.{key}": value for key, value in {**state, "head.weight": state["fc.weight"]}.items()}
+    assert "1 unknown (head.weight)" in refused(build("resnet8"), as_pth(more, tmp_path / "w.pth"))
+    head = {key: value for key, value in state.items() if key.startswith("fc.")}
+    assert "missing (conv1.weight" in refused(build("resnet8"), as_pth(head, tmp_path / "w.pth"))
+    apart = {f"{key.partition('.')[0]}.": value for key, value in state.items()}
+    assert "missing" in refused(build("resnet8"), as_pth(apart, tmp_path / "w.pth"))
+
+
+def test_another_architecture_behind_a_prefix_is_recognised(tmp_path: Path) -> None:
+    state = {f"backbone.{key}": value for key, value in trained("resnet20").state_dict().items()}
+    assert "look like resnet20:" in refused(build("resnet56"), as_pth(state, tmp_path / "w.pth"))
+
+
+def test_a_model_of_one_part_keeps_its_prefix(tmp_path: Path) -> None:
+    model = nn.Sequential(build("resnet8"))
+    path = as_pth(nn.Sequential(trained("resnet8")).state_dict(), tmp_path / "w.pth")
+    assert equal(load_weights(model, path)[0], trained("resnet8").state_dict())
 
 
 def test_step_counters_may_be_missing(tmp_path: Path) -> None:
@@ -221,7 +250,8 @@ def test_allowing_a_namespace_ends_with_the_load(tmp_path: Path) -> None:
         ([1, 2], "holds a list"),
         ({}, "holds nothing"),
         ({"model": {}}, "holds nothing"),
-        ({"epoch": 3, "net": {}}, r"more than weights \(epoch, ...\)"),
+        ({"net": {}}, "holds nothing"),
+        ({"epoch": 3, "ema": {}}, r"more than weights \(epoch, ...\).*'net', 'model_state_dict'; save"),
         (torch.zeros(3), "holds a Tensor"),
         ({"model": {"conv1.weight": [1.0]}}, "more than weights"),
         ({1: torch.zeros(1)}, "more than weights"),

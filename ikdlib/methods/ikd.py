@@ -25,7 +25,7 @@ from ikdlib.errors import IkdError
 from ikdlib.methods.base import Method
 from ikdlib.methods.controls import TARGETS
 from ikdlib.models import Outputs
-from ikdlib.spec import known
+from ikdlib.spec import IKDSettings, known
 
 
 def ikd_loss(
@@ -52,7 +52,8 @@ class IKD(nn.Module):
     ``target`` names what takes the place of the means (`controls.TARGETS`); `means` then holds that.
 
     Raises:
-        IkdError: an unknown ``target``; or the loss is asked for before there are means.
+        IkdError: an unknown ``target``, a negative ``weight``, a ``temperature`` that is not above 0, one of
+            them no finite number; or the loss is asked for before there are means.
     """
 
     sums: Tensor
@@ -65,14 +66,18 @@ class IKD(nn.Module):
     ):
         super().__init__()
         self.control = TARGETS[known(target, tuple(TARGETS), "target", "target of the IKD term")]
-        self.weight = weight
-        self.temperature = temperature
+        checked = IKDSettings(weight=weight, temperature=temperature)
+        self.weight, self.temperature, self.target = checked.weight, checked.temperature, target
         self.register_buffer("sums", torch.zeros(num_classes, num_classes))
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("means", torch.zeros(num_classes, num_classes))
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
         self._has_means = False
         self.register_load_state_dict_post_hook(IKD._look)
+
+    def extra_repr(self) -> str:
+        settings = f"weight={self.weight:g}, temperature={self.temperature:g}, target={self.target!r}"
+        return f"num_classes={len(self.counts)}, {settings}"
 
     @staticmethod
     def _look(loaded: IKD, keys: object) -> None:

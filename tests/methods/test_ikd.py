@@ -304,6 +304,33 @@ def test_an_unknown_target_is_refused_in_one_line():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"weight": -1}, "weight: .*greater than or equal to 0"),
+        ({"weight": math.nan}, "weight: .*finite"),
+        ({"temperature": 0}, "temperature: .*greater than 0"),
+        ({"temperature": -2.0}, "temperature: .*greater than 0"),
+        ({"temperature": math.inf}, "temperature: .*finite"),
+        ({"weight": "6.5"}, "weight: .*number"),
+        ({"weight": -1, "temperature": 0}, "weight: .*; temperature: "),
+    ],
+)
+def test_settings_are_refused_as_a_run_would_refuse_them(settings, said):
+    """At T = 0 the loss would be NaN; below 0 it would drive the student away from the means."""
+    with pytest.raises(IkdError, match=said) as caught:
+        IKD(C, **settings)
+    with pytest.raises(IkdError) as of_a_run:
+        IKDSettings(**settings)
+    assert str(caught.value) == str(of_a_run.value) and "\n" not in str(caught.value)
+
+
+def test_its_settings_are_shown():
+    shown = "IKD(num_classes=6, weight=0, temperature=0.5, target='one_hot')"
+    assert repr(IKD(C, 0, 0.5, "one_hot")) == shown
+    assert "weight=6.5, temperature=1, target='means'" in repr(with_source("views"))
+
+
 # Several processes
 
 

@@ -48,7 +48,9 @@ takes_equivalence := DATA DEVICE RESULTS JOBS DRY
 takes_evidence := TEACHERS DATA DEVICE RESULTS JOBS FIRST DRY
 SHOW := DRY WATCH SCHEDULER
 SHOWN := $(foreach name,$(SHOW),$(if $(filter-out 0,$($(name))),$(name)))
-REST := $(filter-out $(SHOW),$(takes_ablations) $(takes_sweep) FIRST)
+# Of make's own line, misspelt ones too: SEED=1 would train all seeds.
+NAMED := $(foreach word,$(MAKEOVERRIDES),$(firstword $(subst :, ,$(subst =, ,$(word)))))
+REST := $(filter-out $(SHOW) PYTHON VENV RUN SHELL TEST_JOBS,$(sort $(NAMED)))
 GIVEN := $(foreach name,$(REST),$(if $(filter command,$(origin $(name))),$(if $($(name)),$(name))))
 TAKEN := $(sort $(foreach goal,$(MAKECMDGOALS),$(takes_$(goal))))
 refuse = $(if $2,$(foreach name,$(filter-out $2,$3),$(error make $1 takes no $(name), only $2)))

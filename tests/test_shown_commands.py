@@ -158,6 +158,18 @@ def test_make_refuses_what_a_target_would_pass_over(target):
     assert taken & {"RESULTS", "DATA"} and ("DRY" in taken) == (target not in WITHOUT_DRY)
 
 
+@pytest.mark.parametrize(
+    "target, misspelt",
+    [("sweep", "GRIDS=a b.yaml"), ("reproduce-cifar", "SEED=1"), ("ablations", "seeds=1"), ("demo", "X:=1")],
+)
+def test_make_refuses_a_misspelt_variable(target, misspelt):
+    """It would be passed over: all seeds instead of one."""
+    told = would_print(target, misspelt, "RESULTS=a b=c")
+    name = re.match(r"\w+", misspelt)[0]
+    assert told.returncode and f"make {target} takes no {name}, only " in told.stderr
+    assert not would_print(target, "RESULTS=a b=c", "PYTHON=python3.12").returncode
+
+
 def test_of_several_targets_one_may_take_what_another_does_not():
     assert not would_print("data", "teachers", "ablations", "ONLY=30", "PAIRS=vgg13/vgg8").returncode
     assert (

@@ -79,7 +79,10 @@ def of_options(options: Iterable[str], notebook: Path) -> Grid:
     where = f"options for {notebook.name}"
     factors = _of_options(options, defaults_of(notebook), where)
     if not factors:
-        raise IkdError(f"{where}: none given; write -p name=a,b,c for each parameter to be swept")
+        raise IkdError(
+            f"{where}: none given; write -p name=a,b,c for each parameter to be swept, or name a YAML file "
+            "(--grid FILE; with make: GRID=FILE)"
+        )
     return _expanded(factors, where)
 
 
@@ -131,6 +134,11 @@ def _of_options(options: Iterable[str], defaults: dict[str, Any], where: str) ->
             raise IkdError(f'{where}: {short(name)}: {error}; quote whole values, like "a,b",c') from None
         if len(values) > 1 and values.count("") > text.count('""'):
             raise IkdError(f'{where}: {short(name)} has a comma too many; write "" for an empty value')
+        default = defaults.get(name, "")
+        if not text and isinstance(default, str) and default:  # mostly a variable of a shell that is not set
+            raise IkdError(
+                f"{where}: {name} has no value; write one, like {default}, or '\"\"' for an empty text"
+            )
         typed = [_typed(value.strip(), type(defaults.get(name, 0))) for value in values]
         factors.append(_column(name, typed if len(typed) > 1 else typed[0], defaults, where))
     _refuse_twice(chain.from_iterable(factors), where)
@@ -157,6 +165,8 @@ def _column(name: Any, given: Any, defaults: dict[str, Any], where: str) -> Fact
         if type(given) is not int or not 0 < given < 10**18:
             raise IkdError(f"{where}: seeds = {short(given)} is no count, like 5; list single ones as seed")
         return {"seed": [range(1, given + 1)]}
+    if given == [] and type(like := defaults.get(name)) in KINDS:
+        raise IkdError(f"{where}: {name} is an empty list; write values, like [{like!r}], or leave it out")
     listed = given if isinstance(given, list) and given else [given]  # an empty list is no value either
     return {name: [_value(name, value, defaults, where, ranges=True) for value in listed]}
 

@@ -119,6 +119,12 @@ def test_options_give_the_product_of_their_values(source, values):
     assert made.swept == swept_of(expected_of(values))
 
 
+def test_an_empty_text_needs_no_quotes_where_it_is_the_default(tmp_path):
+    """As `changes` of notebook 11: it is the paper's own settings."""
+    source = write_notebook(tmp_path, 'seed = 1\nchanges = ""\n')
+    assert of_options(["changes="], source).cells == ({"changes": ""},)
+
+
 def test_the_first_name_varies_slowest(source):
     made = grid_of(source, "method: [kd, dkd]\nepochs: 48\nseed: [1, 2]\n")
     assert made == Grid(
@@ -171,7 +177,7 @@ def test_seeds_is_itself_where_the_notebook_has_it(tmp_path):
 
 
 def test_quoted_values_keep_their_commas(source):
-    made = of_options(['method="kd,dkd", nkd ,"say ""x"""', "pair="], source)
+    made = of_options(['method="kd,dkd", nkd ,"say ""x"""', 'pair=""'], source)
     assert [cell["method"] for cell in made.cells] == ["kd,dkd", "nkd", 'say "x"']
     assert {cell["pair"] for cell in made.cells} == {""}
     assert of_options(['method="",kd'], source).cells == ({"method": ""}, {"method": "kd"})
@@ -292,7 +298,9 @@ BAD_FILES = [
     ("seed: 2024-01-31", "seed = '2024-01-31'", "write a whole number"),
     ("seed:", "seed = None", "write a whole number"),
     ("seed: [1, null]", "seed = None", "write a whole number"),
-    ("seed: []", "seed = []", "write a whole number"),
+    ("seed: []", "seed is an empty list", "like [1], or leave it out"),
+    ("method: []", "method is an empty list", "like ['kd'], or leave it out"),
+    ("sed: []", "'sed'", "did you mean seed?"),
     ("seed: [1, [2, 3]]", "seed = [2, 3]", "write a whole number"),
     ("seed: {a: 1}", "seed = {'a': 1}", "write a whole number"),
     ("seed: !!set {1, 2}", "seed = {1, 2}", "write a whole number"),
@@ -383,7 +391,9 @@ BAD_OPTIONS = [
     (["together=1"], "'together'", "known: pair"),
     (["seed"], "'seed' is no name=value", "seed=1,2,3"),
     ([""], "'' is no name=value", "seed=1,2,3"),
-    ([], "none given", "-p name=a,b,c"),
+    ([], "none given", "-p name=a,b,c for each"), ([], "none given", "make: GRID=FILE)"),
+    (["method="], "method has no value", "like kd, or '\"\"' for an empty text"),
+    (["seed=1", "pair= "], "pair has no value", "like a/b, or"),
     (["seed=1", "lr=1", "seed=2"], "'seed' is given twice", "keep one"),
     (["seed=1", "seeds=2"], "'seed' is given twice", "seeds is short for it"),
     (["seed=x"], "seed = 'x'", "write a whole number"),

@@ -61,6 +61,8 @@ def _sweep(options: argparse.Namespace) -> int:
     else:
         asked = grid.of_options(options.values, source)
     sweep = Sweep(source, asked, results, options.name, _places(options, settings))
+    if "data" in sweep.places and _data_of(sweep) == "glyphs100":
+        raise IkdError("data: these cells are the demo's, which draws its own images; leave it out")
     pieces = sweep.pieces()
     done = [piece.done() for piece in pieces]
     if options.dry:

@@ -38,6 +38,9 @@ class Study:
         settings: what the user chose.
         default_pairs: the pairs of this table, where neither user nor profile names others.
         variants: what is compared, where it is not the methods the user or the profile names.
+
+    Raises:
+        IkdError: an unknown pair, method or profile, no list of seeds, no such device, data for the demo.
     """
 
     def __init__(
@@ -48,6 +51,11 @@ class Study:
     ):
         self.settings = settings
         self.profile: Profile = profile(settings.profile)
+        if settings.data and self.profile.data == "glyphs100":
+            raise IkdError(
+                f"data: the demo draws its own images and would not read {settings.data}; leave it out, or take "
+                "profile short or paper, with CIFAR-100"
+            )
         self._usual_pairs = self.profile.pairs or default_pairs
         self.pairs = listed(settings.pairs) or self._usual_pairs
         asked = list(variants) or [Variant(name) for name in listed(settings.methods) or self.profile.methods]

@@ -181,6 +181,17 @@ def test_a_mistake_anywhere_in_the_grid_stops_before_anything_is_written(sweep, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_data_for_a_sweep_of_the_demo_is_refused_before_its_cells_refuse_it_one_by_one(tmp_path, capsys):
+    source = write(tmp_path / "tiny.ipynb", "seed")
+    asked = ["sweep", "--notebook", str(source), "--results", str(tmp_path / "results"), "--dry"]
+    asked += ["-p", "seed=1,2", "--data", "own"]
+    assert __main__.main(asked) == 0, "whose data it is, nobody knows"
+    source.write_text(source.read_text().replace("seed = 1", 'seed = 1\\nprofile = \\"demo\\"'))
+    assert __main__.main(asked) == 2
+    assert "data: these cells are the demo's" in capsys.readouterr().err
+    assert __main__.main([*asked, "-p", "profile=demo,short"]) == 0
+
+
 def test_an_outcome_that_is_none_fails_the_cell_and_keeps_its_notebook(sweep, monkeypatch):
     """Even where it is the first to fail, so that there is no folder for it yet."""
     task = sweep("seed=1").pieces()[0].task

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from ikdlib import __main__, runs
 from ikdlib.errors import IkdError
@@ -187,6 +190,7 @@ def test_profiles_fill_in_what_is_left_open():
         ({"methods": "kd+idk"}, r"\+ikd"),
         ({"methods": "kdd"}, "did you mean"),
         ({"protocol": "relesed"}, "protocol"),
+        ({"data": "own"}, "the demo draws its own images and would not read own; leave it out"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(studies, settings, said):
@@ -279,6 +283,32 @@ def test_a_finished_run_is_not_trained_again(studies):
     before = {path.name: path.stat().st_mtime_ns for path in job.run.folder.iterdir()}
     assert studies.train(job) == 0
     assert {path.name: path.stat().st_mtime_ns for path in job.run.folder.iterdir()} == before
+
+
+def test_the_program_in_the_readme_trains_and_loads_a_student(studies, monkeypatch, capsys):
+    """It runs as it stands; what it loads is as good on the test images as the run's last epoch says."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (code,) = re.findall(
+        r"```python\n(.*?)```", text.partition("## From Python\n")[2].partition("\n## ")[0], re.S
+    )
+    monkeypatch.chdir(studies.root)
+    known: dict[str, Any] = {}
+    exec(code, known)
+    done = {run.spec.run_id: run for run in runs.find(Path("results/demo/runs"))}
+    assert sorted(str(run.spec.method) for run in done.values()) == ["ce", "kd", "kd+ikd"], (
+        "a teacher, students"
+    )
+    told = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()[0] in done]
+    for name, top1, epochs in told:
+        assert float(top1) == done[name].result["last"]["top1"] and int(epochs) == 8
+    assert {name for name, *_ in told} == set(ids(known["study"].student_jobs()))
+    test, run = known["study"].data.test, known["job"].run
+    images = (test.images.numpy() / 255 - known["study"].data.mean) / known["study"].data.std
+    with torch.no_grad():
+        logits = known["student"](torch.tensor(images.transpose(0, 3, 1, 2), dtype=torch.float32))
+    right = (logits.argmax(1) == test.targets).float().mean().item()
+    assert 100 * right == pytest.approx(run.result["last"]["top1"], abs=1e-4)
+    assert digest(known["student"].state_dict()) == run.result["weights_sha256"]
 
 
 def test_the_train_command_makes_teacher_and_students(studies, monkeypatch):

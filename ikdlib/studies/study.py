@@ -53,8 +53,8 @@ class Study:
         self.profile: Profile = profile(settings.profile)
         if settings.data and self.profile.data == "glyphs100":
             raise IkdError(
-                f"data: the demo draws its own images and would not read {settings.data}; leave it out, or take "
-                "profile short or paper, with CIFAR-100"
+                f"data: the demo draws its own images and would not read {settings.data}; leave it out or "
+                "take profile short or paper, with CIFAR-100"
             )
         self._usual_pairs = self.profile.pairs or default_pairs
         self.pairs = listed(settings.pairs) or self._usual_pairs

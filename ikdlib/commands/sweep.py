@@ -68,7 +68,8 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.dry:
         for piece, ended in zip(pieces, done, strict=True):
             print(f"  {piece.name}: {'finished, skipped' if ended else 'to do'}")
-        print(f"{len(pieces)} cells, {sum(done)} of them finished, in {sweep.folder}")
+        cells = f"{len(pieces)} cell{'s' * (len(pieces) != 1)}"
+        print(f"{cells}, {sum(done)} of them finished, in {sweep.folder}")
         return 0
     waiting = [piece for piece, ended in zip(pieces, done, strict=True) if not ended]
     return _execute(sweep, waiting, sum(done), settings, options.scheduler)

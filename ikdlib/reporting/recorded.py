@@ -174,7 +174,8 @@ def setup(facts: Sequence[Facts]) -> str:
     if not facts:
         return NO_RUN
     recipes = (
-        f"{r.epochs} epochs in {r.precision}, batch {r.batch_size}, learning rate {r.learning_rate:g}"
+        f"{r.epochs} epoch{'s' * (r.epochs > 1)} in {r.precision}, batch {r.batch_size}, "
+        f"learning rate {r.learning_rate:g}"
         for r in (fact.spec.recipe for fact in facts)
     )
     return "; ".join(

@@ -24,7 +24,9 @@ def write(folder: Path) -> list[Path]:
     sweep, written = read(folder), [folder / "table.md", folder / "table.csv"]
     pages = [markdown(sweep)]
     for outcome, parameter in product(sweep.outcomes[:OUTCOMES], sweep.others("") or sweep.swept):
-        wanted = "-by-".join(re.sub(r"[^\w.+-]+", "-", name)[:60] for name in (outcome, parameter))
+        wanted = "-by-".join(
+            re.sub(r"[^\w.+-]+", "-", name).rstrip("-")[:60] for name in (outcome, parameter)
+        )
         path = folder / "figures" / f"{wanted}.png"
         if path in written:  # "top 1" beside "top-1"
             path = path.with_name(f"{wanted}-{len(written)}.png")
@@ -46,10 +48,10 @@ def markdown(sweep: Sweep) -> str:
     count = Counter(sweep.frame["status"])
     told = f"{count['finished']} finished, {count['failed']} failed, {count['not run']} not run"
     told += f", {count['stopped']} stopped" if count["stopped"] else ""
-    parts = [f"# Sweep of {_escaped(sweep.notebook)}", f"{len(sweep.frame)} cells: {told}."]
-    fixed = {o: set(map(text_of, sweep.frame[o])) for o in sweep.parameters if o not in sweep.swept}
-    if same := [f"{name} = {min(texts)}" for name, texts in fixed.items() if len(texts) == 1]:
-        parts.append(f"Fixed: {_escaped(', '.join(same))}.")
+    cells = f"{len(sweep.frame)} cell{'s' * (len(sweep.frame) != 1)}"
+    parts = [f"# Sweep of {_escaped(sweep.notebook)}", f"{cells}: {told}."]
+    if sweep.fixed:
+        parts.append(f"Fixed: {_escaped(', '.join(sweep.fixed))}.")
     if not count["finished"]:
         parts.append("No cell has finished, so there is no outcome to show yet.")
     elif not sweep.outcomes:

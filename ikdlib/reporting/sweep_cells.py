@@ -37,6 +37,16 @@ class Sweep:
         """What else was swept, but for the seed."""
         return [name for name in self.swept if name not in (parameter, "seed")]
 
+    @property
+    def fixed(self) -> list[str]:
+        """The parameters that have one value in all cells, as ``name = value``."""
+        values = {name: set(map(text_of, self.frame[name])) for name in self.parameters}
+        return [
+            f"{name} = {min(texts)}"
+            for name, texts in values.items()
+            if name not in self.swept and len(texts) == 1
+        ]
+
     def groups(self, names: list[str]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
         """The cells by their values of these parameters, as text; all in grid order."""
         found: dict[tuple[str, ...], list[dict[str, Any]]] = {}

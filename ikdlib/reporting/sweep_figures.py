@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,7 @@ def caption(sweep: Sweep, outcome: str, parameter: str) -> str:
 def figure(sweep: Sweep, outcome: str, parameter: str) -> Figure:
     """The outcome against a swept parameter: `points`, with one standard deviation as a bar.
 
+    Its title names the notebook and what all cells have in common: a picture is passed on without its page.
     Categories whose names do not fit side by side stand below each other, the outcome along the x axis.
     """
     from matplotlib.figure import Figure
@@ -75,7 +77,11 @@ def figure(sweep: Sweep, outcome: str, parameter: str) -> Figure:
     a, b = "yx" if below else "xy"  # the parameter's axis, the outcome's
     height = min(12, max(3.4, (0.2 + 0.06 * len(names)) * len(order) + 0.7)) if below else 3.4
     legend = 0.065 * max(map(len, [others, *labels])) + 0.5 if others and names != ["mean"] else 0
-    picture = Figure((4.8 + legend + 0.05 * widest * below, height), layout="constrained")
+    width = 4.8 + legend + 0.05 * widest * below
+    title = _title(sweep, width)
+    height += 0.15 * len(title)
+    picture = Figure((width, height), layout="constrained")
+    picture.suptitle("\n".join(title), fontsize=8)
     axis = picture.add_subplot()
     # A method keeps the colour it has elsewhere, and its IKD term the solid line.
     known = others == "method" and all(name.removesuffix("+ikd") in figures.COLOURS for name in names)
@@ -112,10 +118,18 @@ def figure(sweep: Sweep, outcome: str, parameter: str) -> Figure:
     axis.ticklabel_format(axis=b, useOffset=False)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    if legend:  # beside the axes: never over a point
-        place, (title,) = "outside right upper", _shortened([others])
-        picture.legend(loc=place, frameon=False, fontsize=8, title=title, title_fontsize=8)
+    if legend:  # beside the axes: never over a point, nor over the title
+        place, (head,) = "outside right center", _shortened([others])
+        picture.legend(loc=place, frameon=False, fontsize=8, title=head, title_fontsize=8)
     return picture
+
+
+def _title(sweep: Sweep, width: float) -> list[str]:
+    """Lines that fit a picture so many inches wide."""
+    letters = int(width / 0.07)
+    common = ", ".join(sweep.fixed)
+    lines = [sweep.notebook, *textwrap.wrap(common, letters, max_lines=3, placeholder=" …")]
+    return [_drawn(line) for line in lines]
 
 
 def _shortened(texts: list[str]) -> list[str]:
@@ -124,4 +138,8 @@ def _shortened(texts: list[str]) -> list[str]:
         cut = [t if len(t) <= width else f"{t[: width // 2]}…{t[1 - width // 2 :]}" for t in texts]
         if len(set(cut)) == len(set(texts)):
             break
-    return [" " * text.startswith("_") + " ".join(text.split()).replace("$", r"\$") for text in cut]
+    return [" " * text.startswith("_") + _drawn(text) for text in cut]
+
+
+def _drawn(text: str) -> str:
+    return " ".join(text.split()).replace("$", r"\$")

@@ -96,7 +96,8 @@ class Study:
         """Data set, length and precision, as figures and tables name them."""
         seeds = f"{len(self.seeds)} seed" + "s" * (len(self.seeds) > 1)
         apart = f", {self.settings.holdout} images a class held apart" if self.settings.holdout else ""
-        words = f"{self.data.name}, {self.epochs} epochs, {self.precision}, {seeds}"
+        epochs = f"{self.epochs} epoch" + "s" * (self.epochs > 1)
+        words = f"{self.data.name}, {epochs}, {self.precision}, {seeds}"
         return f"{words}, {self.settings.protocol} protocol{apart}"
 
     @property

@@ -458,7 +458,7 @@ def test_a_training_in_a_killed_cell_goes_on_from_its_checkpoint(tmp_path):
         assert resumed == [{"epoch": 2, "step": 2}], "the step it stood at, and not the epoch's first"
         (record,) = place.records("11_distill_student").values()
         assert (record["status"], record["attempts"]) == ("finished", 2)
-        assert record["outcome"].keys() == {"last top-1", "best top-1", "last top-5"}
+        assert record["outcome"].keys() == {"last top-1 (%)", "best top-1 (%)", "last top-5 (%)"}
         until(lambda: not place.processes())
     finally:
         place.clear()

@@ -121,6 +121,43 @@ def test_the_csv_has_every_cell_and_its_numbers_to_the_bit(make):
     assert (folder / "figures/top1-by-lr.pdf").read_bytes()[:5] == b"%PDF-"
 
 
+def test_a_picture_says_what_it_is_of(make):
+    """It is passed on without its page: notebook, what all cells have in common, units."""
+    fixed = {
+        "profile": "demo",
+        "epochs": 1,
+        "changes": "",
+        "teacher": "/home/me/$w$.pth",
+        "words": "many " * 60,
+    }
+    folder = make({"lr": [1, 2]}, lambda p: {"last top-1 (%)": 50.5}, fixed=fixed)
+    figure = sweep_figures.figure(sweep_cells.read(folder), "last top-1 (%)", "lr")
+    first, *rest = figure.get_suptitle().split("\n")
+    assert first == "11_distill_student.ipynb" and len(rest) == 3
+    told = " ".join(rest)
+    assert told.startswith('profile = demo, epochs = 1, changes = "", teacher = \\$w\\$.pth, words = many')
+    assert told.endswith("…")
+    renderer, (axis,) = canvas(figure), figure.axes
+    box = figure._suptitle.get_window_extent(renderer)
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 > axis.get_tightbbox(renderer).y1
+    assert axis.get_ylabel() == "last top-1 (%)"
+    assert not figure.legends
+    names = {path.name for path in sweep.write(folder)[2:]}
+    assert names == {"last-top-1-by-lr.png", "last-top-1-by-lr.pdf"}
+
+
+def test_the_title_leaves_the_legend_alone(make):
+    grid = {"lr": [1, 2], "method": [f"method-number-{n}" for n in range(8)]}
+    figure = sweep_figures.figure(sweep_cells.read(make(grid, fixed={"words": "many " * 60})), "top1", "lr")
+    renderer, (legend,) = canvas(figure), figure.legends
+    assert not figure._suptitle.get_window_extent(renderer).overlaps(legend.get_window_extent(renderer))
+
+
+def test_one_cell_is_not_called_cells(make):
+    sweep.write(folder := make({"lr": [1]}))
+    assert "\n1 cell: 1 finished," in (folder / "table.md").read_text()
+
+
 def test_the_table_gathers_the_seeds(make):
     def change(record):
         p = record["parameters"]
@@ -280,7 +317,7 @@ def test_lines_pass_through_the_means_and_bars_are_standard_deviations(make):
         np.testing.assert_allclose(heights, by_rate.std(ddof=1))
     assert len(lines["nkd"][0]) == 2 and len(lines["kd"][0]) == 3
     assert (axis.get_xscale(), axis.get_xlabel(), axis.get_ylabel()) == ("log", "lr", "top1")
-    assert axis.get_title() == "" and figure.get_suptitle() == ""
+    assert figure.get_suptitle() == "11_distill_student.ipynb"
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == GRID["method"]
     looks = [(c.lines[0].get_marker(), c.lines[0].get_color()) for c in axis.containers]
@@ -397,7 +434,7 @@ def test_names_that_clash_with_other_columns_get_a_word(make):
     assert set(frame["status"]) == {"finished"} and set(frame["seconds (outcome)"]) == {5.5}
     assert list(frame["epochs"]) == [1, 2, 1, 2] and list(frame["epochs (outcome)"]) == [2, 4, 2, 4]
     names = [path.name for path in sweep.write(folder) if path.suffix == ".png"]
-    assert len(set(names)) == 4 and "seconds-outcome--by-epochs.png" in names
+    assert len(set(names)) == 4 and "seconds-outcome-by-epochs.png" in names
 
 
 def test_names_that_are_no_file_names_are_made_into_some_and_stay_apart(make):

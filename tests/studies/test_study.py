@@ -167,6 +167,11 @@ def test_profiles_fill_in_what_is_left_open():
     assert Study(StudySettings(profile="paper", seeds="8", epochs=5, methods="kd")).seeds == (8,)
 
 
+def test_one_epoch_is_not_called_epochs(studies):
+    assert ", 1 epoch, fp32, 1 seed," in studies.study(epochs=1).caption
+    assert ", 2 epochs, fp32, 2 seeds," in studies.study(epochs=2, seeds="1,2").caption
+
+
 # What a user can get wrong
 
 

@@ -165,6 +165,13 @@ def test_a_dry_run_says_what_is_left_and_writes_nothing(sweep, tmp_path, capsys)
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_of_one_cell_does_not_say_cells(tmp_path, capsys):
+    source = write(tmp_path / "tiny.ipynb", "seed")
+    asked = ["sweep", "--notebook", str(source), "--results", str(tmp_path / "results"), "--dry"]
+    assert __main__.main([*asked, "-p", "seed=1"]) == 0
+    assert "\n1 cell, 0 of them finished" in capsys.readouterr().out
+
+
 def test_a_mistake_anywhere_in_the_grid_stops_before_anything_is_written(sweep, tmp_path, capsys):
     write(tmp_path / "tiny.ipynb", "seed")
     before = sorted(tmp_path.rglob("*"))

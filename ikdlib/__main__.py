@@ -7,6 +7,7 @@ A mistake a user can mend ends with one line and status 2. ``table`` is what ``m
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from typing import Any, NoReturn
@@ -21,6 +22,10 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any):
         super().__init__(**{**settings, "allow_abbrev": False})  # --seed is not --seeds
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        sys.stdout.flush()  # of a help whose reader is gone `main` hears, and not Python's very end
+        super().exit(status, message)
+
     def error(self, message: str) -> NoReturn:
         raise IkdError(f"{message}; {self.prog} --help lists what there is")
 
@@ -30,10 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"{WARNING}{message}\n"
     try:
         options = _parser().parse_args(arguments)
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
     except IkdError as error:
         print(f"ikdlib: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has read enough, which is no mistake
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would flush once more
+        return 1
     except OSError as error:
         words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"ikdlib: {words}", file=sys.stderr)

@@ -155,6 +155,21 @@ def test_the_program_itself_ends_with_one_line_and_2(tmp_path):
     assert told.stderr.startswith("ikdlib: methods: kdd") and len(told.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("arguments", [["methods"], ["table", "--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_read_enough_is_no_error(arguments, unbuffered):
+    """As `| head -3`: its end of the pipe is closed."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "ikdlib", *arguments]
+    told = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(theirs)
+    assert told.stderr == ""
+    # argparse itself passes over a help that nobody reads, where nothing is buffered.
+    assert told.returncode == 1 or (unbuffered and "--help" in arguments)
+
+
 def test_help_names_every_command_and_setting(capsys):
     from ikdlib.studies.study import StudySettings
 

@@ -29,6 +29,7 @@ from ikdlib.training.evaluate import settle
 from ikdlib.training.job import choose_device
 
 PARTS = ("augmentation", "student forward", "losses", "backward", "SGD", "the rest")
+MOST = {"cpu": 12, "cuda": 100}  # a GPU's step has many kernels, each of them short
 OTHER, NOT_LISTED = "other kernels of the table", "not listed (each takes less)"
 # What a GPU's kernels do, in the picture, to a pattern of their names (cuDNN's, inductor's, torch's).
 # The first that fits counts: the compiler's kernels are named after all that they fuse.
@@ -99,7 +100,7 @@ def parts(student: str, precision: str, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def kernels(student: str, precision: str, device: torch.device, most: int = 12) -> list[dict[str, Any]]:
+def kernels(student: str, precision: str, device: torch.device) -> list[dict[str, Any]]:
     """The operators (CPU) or kernels (GPU) that take most of a step, milliseconds a step."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -132,7 +133,7 @@ def kernels(student: str, precision: str, device: torch.device, most: int = 12) 
             "student": student, "kind": "device busy", "name": f"{started} kernels a step",
             "ms": round(total / steps / 1000, 3), "percent": round(total / wall / 1e4, 2),
         })  # fmt: skip
-    for event in events[:most]:
+    for event in events[: MOST[device.type]]:
         rows.append({
             "student": student, "kind": "kernel", "name": event.key,
             "ms": round(own(event) / steps / 1000, 3), "percent": round(100 * own(event) / total, 2),

@@ -233,6 +233,38 @@ def test_the_readmes_words_on_its_students_are_those_of_their_runs():
     assert f"{picture}.png" in text
 
 
+def rows_below(mark: str) -> list[list[str]]:
+    """The cells of the README's table behind a mark, without its head."""
+    shown = re.search(rf"<!-- {mark} -->\n+((?:\|.*\n)+)", read("README.md"))[1]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()[2:]]
+
+
+def test_what_changes_besides_accuracy_is_as_the_run_folders_have_it():
+    """Target's probability and likelihood of the last epoch, paired by seed, by scipy's t test."""
+    rows = rows_below("besides")
+    assert len(rows) == 4
+    for pair, method, *shown in rows:
+        for column, words in zip(("test_confidence", "test_loss"), shown, strict=True):
+            sides = [{}, {}]
+            for run in runs.find(ROOT / "results/short/runs"):
+                label, own = variant_of(run.spec).label, f"{run.spec.teacher}/{run.spec.student}"
+                if own == pair and run.spec.recipe.epochs == 48 and label in (method, method[:-4]):
+                    sides[label == method][run.spec.seed] = run.history.iloc[-1][column]
+            assert words == gain_in_words(sides[1], sides[0])
+
+
+def test_the_readmes_table_of_sureness_is_that_of_notebook_40():
+    tables = [
+        pd.read_csv(
+            ROOT / f"results/short/tables/what_ikd_changes-resnet56-{student}-dkd-bf16.csv", index_col=0
+        )
+        for student in ("resnet8", "resnet20")
+    ]
+    for measure, *shown in rows_below("sureness"):
+        digits = 4 if tables[0].loc[measure, "unit"] == "nats" else 2
+        assert shown == [f"{t.loc[measure, side]:.{digits}f}" for t in tables for side in ("base", "+ikd")]
+
+
 def test_the_readme_quotes_the_verdict_on_bf16():
     """And the verdict is that of the sixteen differences, by Student's t."""
     rows = pd.read_csv(ROOT / "results/short/tables/equivalence-bf16.csv")

@@ -39,7 +39,8 @@ class Table:
     @property
     def title(self) -> str:
         apart = f", {self.holdout} images a class held apart" if self.holdout else ""
-        return f"{self.data}, {self.epochs} epochs, {self.precision}, {self.protocol} protocol{apart}"
+        length = f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
+        return f"{self.data}, {length}, {self.precision}, {self.protocol} protocol{apart}"
 
     @property
     def name(self) -> str:

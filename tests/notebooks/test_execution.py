@@ -238,7 +238,7 @@ def test_report_shows_the_numbers_of_finished_runs_and_links_them(results):
     assert rows.keys() == students.keys()
     for run_id, row in rows.items():
         assert f"{students[run_id].result['last']['top1']:.2f} (n=1)" in row and "not run" not in row
-    sentence = f"kd+ikd minus kd, {PAIR}; glyphs100, 1 epochs, fp32, paper protocol: +"
+    sentence = f"kd+ikd minus kd, {PAIR}; glyphs100, 1 epoch, fp32, paper protocol: +"
     assert sentence in text_on(page, "Headline")
     assert "proves nothing about the paper" in text_on(page, "What was measured")
     assert text_on(page, "What was left out").count("Nothing.") >= 1
@@ -274,7 +274,7 @@ def test_report_follows_what_lies_in_the_run_folders(results, tmp_path):
     for seed, gain in ((2, 2.1), (3, 1.9), (1, 2.0)):
         again(found["kd"], seed, 10.0 * seed)
         again(found["kd+ikd"], seed, 10.0 * seed + gain)
-    sentence = f"kd+ikd minus kd, {PAIR}; glyphs100, 1 epochs, fp32, paper protocol: "
+    sentence = f"kd+ikd minus kd, {PAIR}; glyphs100, 1 epoch, fp32, paper protocol: "
 
     page = report(folder)
     rows = rows_of(page)

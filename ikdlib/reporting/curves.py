@@ -104,8 +104,9 @@ def forest(rows: pd.DataFrame, title: str, unit: str = "points of test top-1") -
             markerfacecolor="white" if row.verdict == "undecided" else colour,
         )  # fmt: skip
         told = f"{row.gain:+.2f} (n={int(row.gain_n)})"
-        if row.verdict == "undecided" and row.gain_low * row.gain_high > 0:
-            told += f"\n{getattr(row, 'reason', '').strip(' ()')}"
+        off_zero = pd.notna(row.gain_low) and row.gain_low * row.gain_high > 0
+        if row.verdict == "undecided" and off_zero and (why := getattr(row, "reason", "")):
+            told += f"\n{why.strip(' ()')}"
         axis.annotate(told, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     axis.set_yticks(range(len(rows)), list(rows["name"]) if len(rows) else [], fontsize=9)
     axis.set_ylim(len(rows) - 0.4, -0.6)

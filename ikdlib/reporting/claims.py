@@ -189,7 +189,7 @@ def known_claims() -> list[Claim]:
         Claim("3", "Predictions within a class become more consistent.",
               either(  # the first falls already where a student is less sure; the others do not
                   from_logits(behaviour.spread_of_run, "spread of softmax outputs within a class (%)", -1),
-                  from_logits(behaviour.scaled_spread_of_run, "spread at the temperature that fits best (%)", -1),
+                  from_logits(behaviour.scaled_spread_of_run, "spread at the best temperature (%)", -1),
                   from_logits(behaviour.logit_spread_of_run, "variance of logits within classes (%)", -1))),
         Claim("3", "Similar samples are less confused.",
               either(  # the first falls already where accuracy rises; the second does not

@@ -149,7 +149,7 @@ def test_consistency_has_three_readings_and_confusion_two(folders):
     first = f"{PAIR}, kd minus kd+ikd, "
     last = " (of one seed, by design)"
     assert spread["measured"] == f"{first}spread of softmax outputs within a class (%){last}"
-    assert scaled["measured"] == f"{first}spread at the temperature that fits best (%){last}"
+    assert scaled["measured"] == f"{first}spread at the best temperature (%){last}"
     assert variance["measured"] == f"{first}variance of logits within classes (%){last}"
     assert images["measured"] == f"{first}% of images taken for others of their group{last}"
     assert errors["measured"] == f"{first}% of errors that stay in the group{last}"

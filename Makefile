@@ -53,7 +53,7 @@ NAMED := $(foreach word,$(MAKEOVERRIDES),$(firstword $(subst :, ,$(subst =, ,$(w
 REST := $(filter-out $(SHOW) PYTHON VENV RUN SHELL TEST_JOBS,$(sort $(NAMED)))
 GIVEN := $(foreach name,$(REST),$(if $(filter command,$(origin $(name))),$(if $($(name)),$(name))))
 TAKEN := $(sort $(foreach goal,$(MAKECMDGOALS),$(takes_$(goal))))
-refuse = $(if $2,$(foreach name,$(filter-out $2,$3),$(error make $1 takes no $(name), only $2)))
+refuse = $(if $2,$(foreach name,$(filter-out $2,$3),$(error make $1 takes no $(name), only $2 (what is meant for the environment stands before make))))
 $(foreach goal,$(MAKECMDGOALS),$(call refuse,$(goal),$(takes_$(goal)),$(SHOWN)))
 $(call refuse,$(MAKECMDGOALS),$(TAKEN),$(GIVEN))
 

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import warnings
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -51,11 +52,21 @@ class Origin:
         if now["machine"]["device"] == self.process["machine"]["device"] == "cpu":
             torch.set_num_threads(min(self.process["machine"]["threads"], usable_cores()))
             now["machine"]["threads"] = torch.get_num_threads()
-        if facts.get("process", {}).get("method") not in (None, now["method"]):
+        if other_code(self.process, now["method"]):
             told = "the method's code is not what this run began with; to begin again, delete its folder"
             warnings.warn(told, stacklevel=2)
-        changed = {name: found for name, found in now.items() if found != self.process.get(name)}
+        changed = {name: found for name, found in now.items() if found != self.process.get(name, found)}
         self.resumed_at = [*facts.get("resumed_at", []), {"epoch": epoch, "step": step, **changed}]
+
+
+def other_code(recorded: Mapping[str, Any], method: str | None) -> bool:
+    """Whether a provenance names another digest of the method's code than today's (`methods.fingerprint`).
+
+    False where it names none, and across versions of Python, which do not write code down alike.
+    """
+    python = recorded.get("versions", {}).get("python", "").split(".")[:2]
+    alike = python == platform.python_version().split(".")[:2]
+    return alike and recorded.get("method") not in (None, method)
 
 
 def usable_cores() -> int:

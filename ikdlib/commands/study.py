@@ -101,7 +101,9 @@ def _tables_so_far(settings: StudySettings) -> list[Path]:
 
     written = []
     for name, study in plan.studies(settings).items():
-        cells, _ = collect.sound(study.cells())
+        cells, left_out = collect.sound(study.cells())
+        for line in left_out:
+            print("left out:", line, file=sys.stderr)
         ended = [run.status == "finished" for cell in cells for run in cell.runs]
         if not any(ended):
             continue

@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ikdlib.methods import ikd, method_class
+from ikdlib.methods import base, controls, ikd, method_class
+from ikdlib.provenance import other_code
 from ikdlib.spec import MethodSpec
 
 if TYPE_CHECKING:
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 
 
 def of(spec: MethodSpec) -> str | None:
-    """sha256 of the code in the method's file, and in the term's where there is one; 16 hex digits.
+    """sha256 of the code in the method's file, and in those it and its term rest on; 16 hex digits.
 
     Comments, docstrings and layout have no part in it. None for a class that has no file (a notebook's).
     """
     try:
-        paths = [inspect.getfile(method_class(spec.name)), *([ikd.__file__] if spec.ikd else [])]
+        shared = [base, ikd, controls] if spec.ikd else [base]
+        paths = [inspect.getfile(method_class(spec.name)), *(module.__file__ for module in shared)]
         return hashlib.sha256("\n".join(map(_code, paths)).encode()).hexdigest()[:16]
     except (TypeError, OSError, SyntaxError):
         return None
@@ -35,14 +37,13 @@ def of(spec: MethodSpec) -> str | None:
 def changed(run: Run) -> bool:
     """Whether the code is no longer that which a run that is over recorded; False where it recorded none."""
     there = (run.folder / "provenance.json").exists()
-    recorded = run.provenance.get("method") if there else None
-    return recorded is not None and recorded != of(run.spec.method)
+    return there and other_code(run.provenance, of(run.spec.method))
 
 
 @cache
 def _code(path: str) -> str:
     """A file's code without comments, docstrings and layout; as this process first read it."""
-    tree = ast.parse(Path(path).read_text())
+    tree = ast.parse(Path(path).read_bytes())
     for node in ast.walk(tree):
         documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
         if documented and ast.get_docstring(node) is not None:

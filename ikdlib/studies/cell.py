@@ -147,7 +147,8 @@ def _execute(task: Task) -> int:
     stopped = threading.Event()
     _stop_on_signals(stopped)
     task.tidy()
-    task.output.with_suffix(".json").unlink(missing_ok=True)  # a record is of the last execution
+    for old in (task.output.with_suffix(".json"), task.failed):
+        old.unlink(missing_ok=True)  # a record, and a traceback, are of the last execution
     if task.digest and notebook.digest_of(Path(task.notebook)) != task.digest:
         raise IkdError(f"{Path(task.notebook).name}: the copy in the results folder was edited; start again")
     if Path(task.cwd or ".").is_dir():

@@ -76,10 +76,9 @@ def train_teachers(studies: Iterable[Study], scheduler: str = "") -> None:
 def _run(name: str, studies: list[Study], pieces: list[tuple[dispatch.Piece, Job]], scheduler: str) -> None:
     """Execute the cells of one notebook that are not done, all at once."""
     missing = [(piece, job) for piece, job in pieces if not piece.done()]
-    for _, job in pieces:
-        if job.run.over and fingerprint.changed(job.run):
-            told = f"{job.run.status} with other code of its method; delete {job.run.folder} to run it again"
-            print(f"{job.spec.run_id}: {told}", file=sys.stderr)
+    if old := [job.run for _, job in pieces if job.run.over and fingerprint.changed(job.run)]:
+        told = f"{len(old)} finished with other code of their method, like {old[0].folder}"
+        print(f"{told}; if the loss itself changed, delete such folders to run them again", file=sys.stderr)
     if not missing:
         return
     settings, folder, results = studies[0].settings, _folder(studies[0]), studies[0].results

@@ -56,7 +56,7 @@ def locate(
             raise IkdError(f"teachers: {given} is not a folder; give one that holds {architecture}.pth")
         found = [_file(path, architecture, num_classes) for path in _given(given, architecture)]
         if len({file.sha256 for file in found}) > 1:
-            names = " and ".join(file.path.name for file in found)
+            names = " and ".join(str(file.path.relative_to(given)) for file in found)
             raise IkdError(f"teachers: {given} has {names}, of different weights; keep the one that is meant")
         if found:
             return found[0]
@@ -77,9 +77,9 @@ def _file(path: Path, architecture: str, num_classes: int) -> TeacherFile:
 def _given(folder: Path, architecture: str) -> list[Path]:
     """The files that have the name a teacher is to have."""
     paths = [folder / f"{architecture}{suffix}" for suffix in SUFFIXES]
-    if there := [path for path in paths if path.exists()]:
-        return there
     last = folder / f"{architecture}_vanilla" / "ckpt_epoch_240.pth"
+    if any(path.exists() for path in paths):
+        return [path for path in (*paths, last) if path.exists()]
     found = [last] if last.exists() else sorted(last.parent.glob("*.pth"))
     if len(found) > 1:  # an epoch before the rate's first decay would teach as readily
         names = ", ".join(path.name for path in found[:6])

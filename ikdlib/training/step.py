@@ -148,7 +148,7 @@ class TrainStep:
         except (AttributeError, TypeError) as error:
             if inputs.teacher is None and "NoneType" in str(error):
                 told = f"{type(self.method).__name__}: {error}; it was given no teacher"
-                mend = 'if it reads the teacher\'s logits, its class says needs = frozenset({"logits"})'
+                mend = 'if that None is the teacher\'s, its class has to say needs = frozenset({"logits"})'
                 raise IkdError(f"{told}: {mend}") from error
             raise
         loss.backward()

@@ -86,6 +86,13 @@ def test_two_files_of_one_name_are_refused_unless_they_are_one_teacher(studies, 
     torch.save({"model": weights("resnet14", 1)}, tmp_path / "resnet14.pt")
     assert located(studies, tmp_path).sha256 == digest(weights("resnet14", 1))
     torch.save(weights("resnet14", 2), tmp_path / "resnet14.pt")
+    two = tmp_path / "two" / "resnet14_vanilla"
+    two.mkdir(parents=True)
+    torch.save(weights("resnet14", 1), two.parent / "resnet14.pth")
+    torch.save({"model": weights("resnet14", 2)}, two / "ckpt_epoch_240.pth")
+    both = "has resnet14.pth and resnet14_vanilla/ckpt_epoch_240.pth, of different weights"
+    with pytest.raises(IkdError, match=both):
+        located(studies, two.parent)
     with pytest.raises(IkdError, match="has resnet14.pth and resnet14.pt, of different weights; keep"):
         located(studies, tmp_path)
 

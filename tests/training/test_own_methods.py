@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -49,9 +50,10 @@ def _registry(monkeypatch):
     fingerprint._code.cache_clear()
 
 
-def loaded(path: Path, text: str = OWN):
+def loaded(path: Path, text: str | None = OWN):
     """A file as a process that starts now would import it."""
-    path.write_text(text)
+    if text is not None:
+        path.write_text(text)
     fingerprint._code.cache_clear()
     sys.dont_write_bytecode = True
     spec = importlib.util.spec_from_file_location("own_squares", path)
@@ -175,11 +177,20 @@ def test_the_terms_own_code_counts_where_the_term_is(tmp_path, monkeypatch):
     both = [MethodSpec(name="kd"), MethodSpec(name="kd", ikd={"weight": 6.5})]
     before = [fingerprint.of(spec) for spec in both]
     assert before[0] != before[1]
-    other = tmp_path / "ikd.py"
-    other.write_text(Path(fingerprint.ikd.__file__).read_text() + "\nMORE = 1\n")
-    monkeypatch.setattr(fingerprint.ikd, "__file__", str(other))
-    after = [fingerprint.of(spec) for spec in both]
-    assert after[0] == before[0] and after[1] != before[1]
+    for module, changes in (("ikd", [False, True]), ("controls", [False, True]), ("base", [True, True])):
+        own = getattr(fingerprint, module)
+        other = tmp_path / f"{module}.py"
+        other.write_text(Path(own.__file__).read_text() + "\nMORE = 1\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(own, "__file__", str(other))
+            assert [fingerprint.of(s) != b for s, b in zip(both, before, strict=True)] == changes
+
+
+def test_code_in_another_encoding_is_read_as_python_reads_it(tmp_path):
+    path = tmp_path / "squares.py"
+    path.write_bytes(f"# -*- coding: latin-1 -*-\n# L\xe4nge\n{OWN}".encode("latin-1"))
+    loaded(path, None)
+    assert fingerprint.of(MethodSpec(name="squares")) is not None
 
 
 def test_a_class_without_a_file_has_none():
@@ -194,6 +205,9 @@ def test_a_finished_run_knows_that_its_loss_was_edited(tiny, tmp_path):
     assert run.provenance["method"] == fingerprint.of(run.spec.method) and not fingerprint.changed(run)
     loaded(tmp_path / "squares.py", EDITED)
     assert fingerprint.changed(run)
+    path = run.folder / "provenance.json"
+    path.write_text(path.read_text().replace(f'"python": "{platform.python_version()}"', '"python": "2.7.1"'))
+    assert not fingerprint.changed(run), "another Python writes the same code in another way"
     (run.folder / "provenance.json").unlink()  # of a run that recorded none, nothing is said
     assert not fingerprint.changed(run)
 

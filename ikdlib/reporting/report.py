@@ -12,7 +12,7 @@ import pandas as pd
 from ikdlib.errors import IkdError
 from ikdlib.reporting import ablations, behaviour, kept
 from ikdlib.reporting.collect import TEACHER, Cell, Table, folders, roots
-from ikdlib.reporting.tables import NAMED, NOT_RUN, difference_of, pooled_and_single
+from ikdlib.reporting.tables import NAMED, NOT_RUN, difference_of, is_plain, pooled_and_single
 from ikdlib.runs import Run
 from ikdlib.studies import protocol
 from ikdlib.studies.grids import questions
@@ -54,11 +54,6 @@ def cells_of(table: Table) -> list[Cell]:
         own = [name for of, name in found if of == pair and is_plain(name) and name not in LOGIT_METHODS]
         cells += [found.pop((pair, name), Cell(pair, name, ())) for name in (*names, *own)]
     return cells + list(found.values())
-
-
-def is_plain(label: str) -> bool:
-    """Whether a cell's label is that of a method with the settings of its protocol."""
-    return "," not in label
 
 
 def changed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -155,9 +150,8 @@ def behaviours(tables: Iterable[Table]) -> pd.DataFrame:
     rows = []
     for table in (table for table in tables if not table.holdout):  # as the claims on them are judged
         for pair in table.pairs:
-            for method in [cell.method for cell in table.cells if cell.pair == pair]:
-                if not method.endswith("+ikd"):
-                    continue
+            methods = [cell.method for cell in table.cells if cell.pair == pair]
+            for method in [name for name in methods if name.endswith("+ikd")]:
                 sides = [_predictions(table.runs(pair, name)) for name in (base_of(method), method)]
                 for seed in sorted(set(sides[0]) & set(sides[1]))[:1]:
                     measured = behaviour.summary(*(side[seed] for side in sides))

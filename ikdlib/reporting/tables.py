@@ -85,11 +85,16 @@ def study_table(cells: Iterable[Any], published: pd.DataFrame, primary: str) -> 
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*cell_row("", "", []), "published"])
 
 
+def is_plain(label: str) -> bool:
+    """Whether a cell's label is that of a method with the settings of its protocol."""
+    return "," not in label
+
+
 def _judged(found: Mapping[int, Difference], labels: Sequence[str]) -> dict[int, Difference]:
     """Gains by their place, each corrected within its family; ``labels`` of the cells by their place."""
     judged: dict[int, Difference] = {}
-    for changed in (False, True):
-        family = {place: d for place, d in found.items() if ("," in labels[place]) == changed}
+    for plain in (True, False):
+        family = {place: d for place, d in found.items() if is_plain(labels[place]) == plain}
         judged |= judged_together(family)
     return judged
 

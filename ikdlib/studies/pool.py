@@ -36,14 +36,14 @@ class Slots:
         threads: of each child on the CPU.
         share: the part of a GPU's memory that is each child's.
         gpus: names of the GPUs, where there are several to go round.
-        packed: several children on one GPU.
+        packed: children that share one GPU; 0 where none do.
     """
 
     workers: int
     threads: int = 1
     share: float = 1.0
     gpus: tuple[str, ...] = ()
-    packed: bool = False
+    packed: int = 0
 
     @property
     def environment(self) -> dict[str, str]:
@@ -61,7 +61,7 @@ class LocalPool(Executor):
 
     def __init__(self, slots: Slots):
         self.slots, self.owner = slots.workers, uuid4().hex
-        self._server = GpuServer() if slots.packed else None
+        self._server = GpuServer(slots.packed) if slots.packed else None
         self.shares_gpu = self._server.environment if self._server else {}
         self.environment, self.code = slots.environment | self.shares_gpu, ""
         children.gpus = slots.gpus
@@ -94,8 +94,9 @@ def share_out(wanted: int, device_name: str, count: int) -> Slots:
     workers = min(wanted or len(gpus) or cores, count)
     if workers > 1:
         workers = memory.fitting(workers, device, len(gpus) or 1)
-    share = memory.gpu_share(-(-workers // (len(gpus) or 1)), device)
-    packed = device.type == "cuda" and workers > len(gpus)
+    each = -(-workers // (len(gpus) or 1))
+    packed = each if device.type == "cuda" and workers > len(gpus) else 0
+    share = memory.gpu_share(each, device)
     return Slots(workers, max(1, cores // workers), share, gpus if len(gpus) > 1 else (), packed)
 
 

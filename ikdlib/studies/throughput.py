@@ -114,7 +114,7 @@ def measure(given: Trial, count: int) -> dict[str, float]:
     """
     from ikdlib.studies.children import ENVIRONMENT
 
-    with gpu_server.shared(given.device.startswith("cuda") and count > 1) as environment:
+    with gpu_server.shared(count if given.device.startswith("cuda") else 0) as environment:
         return _together(given, count, {**ENVIRONMENT, **os.environ, **environment})
 
 

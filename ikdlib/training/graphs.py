@@ -30,7 +30,7 @@ class GraphedStep:
         self.can_capture = True
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Inputs]] = {}
         self._seen: Counter[Hashable] = Counter()
-        self._stream = torch.cuda.Stream(step.device)
+        self._stream = torch.cuda.Stream(step.device, priority=-1)  # before what only runs beside it
         self._pool = None
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -91,6 +92,7 @@ class TrainStep:
         self.precision, self.batch_size = recipe.precision, recipe.batch_size
         self.forward: Callable[[Tensor], Tensor] = student
         self._compiled: Compiled | None = None
+        self._join: Callable[[], None] = lambda: None
         # A captured step reads the rate from the device: a number would be the captured epoch's for ever.
         rate = recipe.learning_rate
         self.optimizer = torch.optim.SGD(
@@ -114,7 +116,12 @@ class TrainStep:
 
         All of them, on a GPU: there the number of kernels is what counts, and half of them are the losses'.
         """
-        self._compiled = Compiled(self.losses, inputs, (self.student, self.method), on_a_gpu())
+        from ikdlib.training import weight_gradients  # asks for the compiler's modules, which take seconds
+
+        options = on_a_gpu() | weight_gradients.OPTIONS
+        self._compiled = Compiled(self.losses, inputs, (self.student, self.method), options)
+        self._join = partial(weight_gradients.join, self.device)
+        self._join()  # compiling ran them once
 
     @property
     def is_compiled(self) -> bool:
@@ -152,6 +159,7 @@ class TrainStep:
                 raise IkdError(f"{told}: {mend}") from error
             raise
         loss.backward()
+        self._join()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         torch._foreach_add_([self._total(name) for name in additions], list(additions.values()))

@@ -215,10 +215,12 @@ class Trainer:
         row = {"epoch": self.epoch, "learning_rate": rate, "train_top1": 100 * means.pop("hits")}
         row["train_loss"] = means.pop("loss")
         row.update({f"part_{name}": value for name, value in means.items()})
-        scores, self.test_logits = evaluate(self.student, self.loader, self.data.test)
+        recipe = self.spec.recipe  # the last epoch's numbers are those of the weights that stay
+        rounded = recipe.precision == "bf16" and self.epoch < recipe.epochs and self.device.type == "cuda"
+        scores, self.test_logits = evaluate(self.student, self.loader, self.data.test, rounded)
         row.update({f"test_{name}": value for name, value in scores.items()})
         if self.data.held_out is not None:
-            scores, _ = evaluate(self.student, self.loader, self.data.held_out)
+            scores, _ = evaluate(self.student, self.loader, self.data.held_out, rounded)
             row.update({f"held_out_{name}": value for name, value in scores.items()})
         self._account("evaluation")
         row["seconds"] = round(time.monotonic() - began, 3)

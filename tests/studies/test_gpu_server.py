@@ -59,7 +59,7 @@ def left(folder: Path) -> list[Path]:
 def test_it_is_there_until_it_is_closed(control, monkeypatch):
     """All GPUs are its: children name theirs by this process's numbers, which it would count anew."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    server = GpuServer()
+    server = GpuServer(8)
     assert Path(server.environment[gpu_server.PIPES]) in left(control)
     assert log(control) == ["started, sees all"]
     server.close()
@@ -74,7 +74,7 @@ def test_it_goes_with_the_process_that_started_it(control, how):
 import os, sys
 from ikdlib.studies import gpu_server
 gpu_server.USERS_OWN, gpu_server.CLIENT = "{control}/nobody's", "pass"
-server = gpu_server.GpuServer()
+server = gpu_server.GpuServer(8)
 print(len(server.environment), flush=True)
 {end}
 """
@@ -88,26 +88,26 @@ print(len(server.environment), flush=True)
 
 def test_a_users_own_is_used_and_left_alone(control, monkeypatch):
     monkeypatch.setenv(gpu_server.PIPES, "/somewhere")
-    assert GpuServer().environment == {}, "children inherit where it is"
+    assert GpuServer(8).environment == {}, "children inherit where it is"
     monkeypatch.delenv(gpu_server.PIPES)
     monkeypatch.setattr(gpu_server, "USERS_OWN", str(control))
-    assert GpuServer().environment == {} and log(control) == []
+    assert GpuServer(8).environment == {} and log(control) == []
 
 
 def test_it_can_be_switched_off(control, monkeypatch):
     monkeypatch.setenv(gpu_server.SWITCH, "off")
-    assert GpuServer().environment == {} and log(control) == []
+    assert GpuServer(8).environment == {} and log(control) == []
 
 
 def test_where_it_is_missing_does_not_start_or_serves_nobody_runs_take_turns(control, monkeypatch):
     (control / "broken").touch()
-    assert GpuServer().environment == {} and left(control) == []
+    assert GpuServer(8).environment == {} and left(control) == []
     (control / "broken").unlink()
     monkeypatch.setattr(gpu_server, "CLIENT", "raise SystemExit(805)")
-    assert GpuServer().environment == {} and left(control) == []
+    assert GpuServer(8).environment == {} and left(control) == []
     assert log(control) == ["started, sees all", "quit -t 10 control"], "not left running"
     monkeypatch.setenv("PATH", "/nowhere")
-    server = GpuServer()
+    server = GpuServer(8)
     assert server.environment == {}
     server.close()
 
@@ -116,11 +116,11 @@ def test_a_driver_that_hangs_is_not_waited_for(control, monkeypatch):
     monkeypatch.setattr(gpu_server, "PATIENCE", 0.2)
     program = control / "bin" / gpu_server.CONTROL
     program.write_text(program.read_text().replace("read -r line", "exec sleep 60"))
-    server, began = GpuServer(), time.monotonic()
+    server, began = GpuServer(8), time.monotonic()
     server.close()
     assert time.monotonic() - began < 30 and left(control) == []
     program.write_text("#!/bin/sh\nexec sleep 60\n")
-    assert GpuServer().environment == {} and time.monotonic() - began < 30 and left(control) == []
+    assert GpuServer(8).environment == {} and time.monotonic() - began < 30 and left(control) == []
 
 
 def test_a_full_disk_lets_runs_take_turns(control, monkeypatch):
@@ -128,7 +128,7 @@ def test_a_full_disk_lets_runs_take_turns(control, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(gpu_server.tempfile, "mkdtemp", full)
-    assert GpuServer().environment == {} and log(control) == []
+    assert GpuServer(8).environment == {} and log(control) == []
 
 
 def test_a_pool_has_one_where_its_children_share_a_gpu(control, monkeypatch):
@@ -136,14 +136,14 @@ def test_a_pool_has_one_where_its_children_share_a_gpu(control, monkeypatch):
     monkeypatch.setattr(pool, "_gpus", lambda: ("0", "1"))
     monkeypatch.setattr(pool.memory, "fitting", lambda workers, *_: workers)
     monkeypatch.setattr(pool.memory, "gpu_share", lambda *_: 0.5)
-    assert [pool.share_out(count, "cuda", 8).packed for count in (1, 2, 3, 8)] == [False, False, True, True]
+    assert [pool.share_out(count, "cuda", 8).packed for count in (1, 2, 3, 8)] == [0, 0, 2, 4]
     assert not pool.share_out(2, "cpu", 8).packed
-    with LocalPool(Slots(2, packed=True)) as packed:
+    with LocalPool(Slots(2, packed=2)) as packed:
         assert packed.environment[gpu_server.PIPES] == packed.shares_gpu[gpu_server.PIPES]
         assert left(control)
     assert log(control)[-1] == "quit -t 10 control" and left(control) == []
     with LocalPool(Slots(2)) as apart:
         assert gpu_server.PIPES not in apart.environment and apart.shares_gpu == {}
-    stopped = LocalPool(Slots(2, packed=True))
+    stopped = LocalPool(Slots(2, packed=2))
     stopped.stop()
     assert left(control) == []

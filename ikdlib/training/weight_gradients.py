@@ -1,0 +1,125 @@
+"""Weight gradients beside the rest of the backward pass, on a GPU.
+
+Going backward through a convolution gives two things: the gradient of its input, which the layer before it
+waits for, and that of its weights, which nobody needs before the optimiser. A kernel of a small network leaves
+most of a GPU idle, so the second kind runs on a stream of its own while the first goes on. The same
+convolutions are computed from the same numbers; only their order in time is free.
+
+`Beside` is a pass over the graph that torch.compile made of a step (`compiled.py`), so models and methods know
+nothing of it.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import Tensor, fx
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+BACKWARD = torch.ops.aten.convolution_backward.default
+CAST = torch.ops.prims.convert_element_type.default
+INPUT, WEIGHT, BIAS = 0, 1, 2  # what `BACKWARD` returns, in the order of its mask
+
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+_busy: set[torch.device] = set()
+
+
+@torch.library.custom_op("ikdlib::weight_gradient", mutates_args=(), tags=(torch.Tag.flexible_layout,))
+def weight_gradient(
+    gradient: Tensor,
+    images: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The gradient of a convolution's weights, made on the device's second stream; `join` waits for it.
+
+    ``gradient``: of the output, [N, K, H', W']; ``images``: the input, [N, C, H, W]; ``weight``: [K, C / groups,
+    h, w], whose shape and memory layout count -> the same, in ``dtype``.
+    """
+    device = gradient.device
+    if device.type != "cuda":
+        return _computed(gradient, images, weight, stride, padding, dilation, groups, dtype)
+    here, beside = torch.cuda.current_stream(device), _stream(device)
+    beside.wait_stream(here)
+    with torch.cuda.stream(beside):
+        found = _computed(gradient, images, weight, stride, padding, dilation, groups, dtype)
+    for tensor in (gradient, images):  # nobody else gets their memory before this stream is done with it
+        tensor.record_stream(beside)
+    found.record_stream(here)
+    _busy.add(device)
+    return found
+
+
+@weight_gradient.register_fake
+def _(gradient, images, weight, stride, padding, dilation, groups, dtype):
+    return torch.empty_like(weight, dtype=dtype)
+
+
+def _computed(gradient, images, weight, stride, padding, dilation, groups, dtype) -> Tensor:
+    shape = (None, stride, padding, dilation, False, [0] * len(stride), groups)
+    found = BACKWARD(gradient, images, weight, *shape, [False, True, False])[WEIGHT]
+    return torch.empty_like(weight, dtype=dtype).copy_(found)
+
+
+def join(device: torch.device) -> None:
+    """Let what follows on the current stream wait for weight gradients that are under way, if any are."""
+    if device in _busy:
+        _busy.discard(device)
+        torch.cuda.current_stream(device).wait_stream(_stream(device))
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    if device not in _streams:
+        _streams[device] = torch.cuda.Stream(device)
+    return _streams[device]
+
+
+class Beside(CustomGraphPass):
+    """Takes the weight gradient out of every convolution's backward whose input wants a gradient too."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for node in graph.find_nodes(op="call_function", target=BACKWARD):
+            self._split(graph, node)
+
+    def uuid(self) -> bytes:
+        return get_hash_for_files((__file__,))
+
+    def _split(self, graph: fx.Graph, node: fx.Node) -> None:
+        gradient, images, weight, _, stride, padding, dilation, transposed, _, groups, mask = node.args
+        result = self._result(node)
+        if result is None or transposed or not mask[INPUT]:
+            return
+        value = result.meta["val"]
+        with graph.inserting_before(node):  # so that it does not wait for the other half
+            shape = (stride, padding, dilation, groups, value.dtype)
+            own = graph.call_function(weight_gradient._opoverload, (gradient, images, weight, *shape))
+            own.meta["val"] = torch.empty_like(weight.meta["val"], dtype=value.dtype)
+        result.replace_all_uses_with(own)
+        for unused in dict.fromkeys((result, *result.all_input_nodes)):
+            if unused is not node and not unused.users:
+                graph.erase_node(unused)
+        node.args = (*node.args[:-1], [mask[INPUT], False, mask[BIAS]])
+
+    def _result(self, node: fx.Node) -> fx.Node | None:
+        """What the graph returns of the weight gradient, cast or as it is; None where more is done with it."""
+        for taken in node.users:
+            if taken.target is operator.getitem and taken.args[1] == WEIGHT:
+                (user,) = users if len(users := list(taken.users)) == 1 else (taken,)
+                last = user if user.target is CAST else taken
+                return last if all(user.op == "output" for user in last.users) else None
+        return None
+
+
+OPTIONS = {
+    "post_grad_custom_post_pass": Beside(),
+    # The compiler may let a kernel write where another's input lies that it thinks is read already: one on
+    # the second stream may still be reading it. The allocator, which is told, hands memory on instead.
+    "allow_buffer_reuse": False,
+    "inplace_buffers": False,
+    "reorder_for_peak_memory": False,  # or the compiler may start one half when the other is done
+}

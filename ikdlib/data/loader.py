@@ -119,6 +119,7 @@ class Loader:
             )
             self.images = images
         self.batch_size, self.seed = batch_size, seed
+        self._drawn: Epoch | None = None
 
     @property
     def steps(self) -> int:
@@ -126,13 +127,16 @@ class Loader:
         return -(-len(self.images) // self.batch_size)
 
     def epoch(self, number: int) -> Epoch:
-        """The order and the views of epoch `number`, uploaded."""
+        """The order and the views of epoch `number`, uploaded; those asked for last are kept."""
+        if self._drawn is not None and self._drawn.number == number:
+            return self._drawn
         n = len(self.images)
         index = torch.randperm(n, generator=generator("order", self.seed, number))
         views = self.views.sample(generator("views", self.seed, number), n)
         sha = hashlib.sha256(index.numpy().astype("<i8", copy=False))
         sha.update(views.numpy().astype("<i8", copy=False))
-        return Epoch(number, index.to(self.device), views.to(self.device), index, sha.hexdigest())
+        self._drawn = Epoch(number, index.to(self.device), views.to(self.device), index, sha.hexdigest())
+        return self._drawn
 
     def stored(self, epoch: Epoch, start: int = 0, batch_size: int | None = None) -> Iterator[Stored]:
         """The epoch's batches, not yet shown, from batch number `start` on."""

@@ -1,10 +1,11 @@
 """Runs that share a GPU at the same instant: NVIDIA's Multi-Process Service, for as long as a pool lasts.
 
-By itself a GPU gives processes turns: packing small networks gains nothing. Behind this server their kernels
-run side by side, and most of all where each run may use a part of the GPU only: a small kernel that spreads
-over all of it keeps the others waiting and is hardly faster. Measured (one H200, resnet8x4 with dkd+ikd, bf16;
+By itself a GPU gives processes turns: packing small networks gains nothing. Behind this server kernels run
+side by side, and gain most where each run may use a part of the GPU only: a small kernel that spreads over
+all of it keeps the others waiting and is hardly faster. Measured (one H200, resnet8x4 with dkd+ikd, bf16;
 images a second of all runs together): one run 49,600, eight 49,000 without the server and 91,400 with it;
-compiled, one run 82,200, eight 106,900, and with 50, 25, 12 per cent each 140,800, 156,400, 131,600.
+compiled, one run 82,200, eight 106,900, and at 50, 25 and 12 per cent of the GPU each 140,800, 156,400 and
+131,600.
 
 It comes with the driver. Where it is missing, or does not work (in some containers), runs take turns.
 """

@@ -7,19 +7,34 @@ the step before and after it is compiled.
 
 The first `WARM_UP` steps of each kind run as they stand: real steps, in which libraries choose their
 algorithms and the optimiser makes its momenta. Nothing has to be undone, and no step is lost or done twice.
+
+Graphs run on a stream of their own, and there are two of each kind that take turns: while one runs, the next
+batch is picked, on the current stream, for the other. `join` makes the current stream wait for them.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from collections.abc import Callable, Hashable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
 from ikdlib.training.step import Inputs, TrainStep
 
 WARM_UP = 3
+TURNS = 2
+"""Graphs of a kind: one runs, another's inputs are filled in."""
+
+
+class Captured(NamedTuple):
+    """A graph, the inputs it reads, and an event: its last run is over."""
+
+    graph: torch.cuda.CUDAGraph
+    places: Inputs
+    over: torch.cuda.Event
 
 
 class GraphedStep:
@@ -28,7 +43,7 @@ class GraphedStep:
     def __init__(self, step: TrainStep):
         self.step = step
         self.can_capture = True
-        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Inputs]] = {}
+        self._graphs: defaultdict[Hashable, deque[Captured]] = defaultdict(deque)
         self._seen: Counter[Hashable] = Counter()
         self._stream = torch.cuda.Stream(step.device, priority=-1)  # before what only runs beside it
         self._pool = None
@@ -36,28 +51,49 @@ class GraphedStep:
     @property
     def captured(self) -> int:
         """Graphs in use."""
-        return len(self._graphs)
+        return sum(map(len, self._graphs.values()))
 
     def __call__(self, inputs: Inputs) -> None:
         kind = (len(inputs.target), self.step.method.phase, self.step.is_compiled)
-        if kind not in self._graphs:
+        if len(self._graphs[kind]) < TURNS:
             warm = self.can_capture and self._seen[kind] >= WARM_UP
             if not warm or not self._capture(kind, inputs):
                 self._seen[kind] += 1
                 self._as_it_stands(inputs)
                 return
-        graph, places = self._graphs[kind]
+        self._graphs[kind].rotate()
+        graph, places, over = self._graphs[kind][0]
+        here = torch.cuda.current_stream(self.step.device)
+        here.wait_event(over)
         for place, value in zip(places, inputs, strict=True):
             if place is not None:
                 place.copy_(value)
-        graph.replay()
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
+            graph.replay()
+            over.record()
+
+    def join(self) -> None:
+        """Let what follows on the current stream see what the steps so far did."""
+        torch.cuda.current_stream(self.step.device).wait_stream(self._stream)
 
     def compile(self, inputs: Inputs) -> None:
         """Compile the step, where it will run: what autograd makes belongs to a stream."""
         self._aside(self.step.compile, inputs)
 
     def _as_it_stands(self, inputs: Inputs) -> None:
-        self._aside(self.step, inputs)
+        with self._algorithms(inputs):
+            self._aside(self.step, inputs)
+
+    @contextmanager
+    def _algorithms(self, inputs: Inputs) -> Iterator[None]:
+        """cuDNN tries its algorithms, which takes seconds, for whole batches alone: the short one is rare."""
+        tries = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = tries and len(inputs.target) == self.step.batch_size
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = tries
 
     def _aside(self, work: Callable[[Inputs], None], inputs: Inputs) -> None:
         # On a stream of its own, as capturing wants it: the default stream would wait for everything.
@@ -74,14 +110,14 @@ class GraphedStep:
         graph = torch.cuda.CUDAGraph()
         try:
             # One pool for all: no two graphs run at once, and nothing in it outlives its step.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            with self._algorithms(inputs), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 self.step(places)
             self._pool = graph.pool()
         except RuntimeError as error:
             torch.cuda.set_stream(main)  # torch does not, where ending the capture fails
             self._give_up(graph, error)
             return False
-        self._graphs[kind] = graph, places
+        self._graphs[kind].append(Captured(graph, places, torch.cuda.Event()))
         return True
 
     def _give_up(self, failed: torch.cuda.CUDAGraph, error: BaseException) -> None:

@@ -88,6 +88,7 @@ class Trainer:
         self.train_step = TrainStep(self.student, method, recipe, views, device)
         graphed = device.type == "cuda" and not self.spec.deterministic
         self._do_step: TrainStep | GraphedStep = GraphedStep(self.train_step) if graphed else self.train_step
+        self._join = self._do_step.join if graphed else lambda: None
         self.teacher_logits = None
         if teacher is not None:
             frozen = Teacher(teacher, self.spec.teacher_sha256, recipe.precision, device)
@@ -203,6 +204,7 @@ class Trainer:
         self._clock = now
 
     def _check_numbers(self) -> None:
+        self._join()
         # The last step's loss is that of the weights before it, so they are looked at too.
         found = {name: total.isfinite() for name, total in self.train_step.sums.items()}
         weights = [weight.isfinite().all() for weight in self.train_step.parameters()]
@@ -239,6 +241,7 @@ class Trainer:
     # What a checkpoint holds
 
     def _save(self) -> None:
+        self._join()
         facts = {
             "format_version": FORMAT_VERSION, "run_id": self.spec.run_id,
             "epoch": self.epoch, "step": self.step, "history": self.history, "seconds": self.seconds,

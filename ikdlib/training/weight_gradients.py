@@ -1,11 +1,11 @@
 """Weight gradients beside the rest of the backward pass, on a GPU.
 
 Going backward through a convolution gives two things: the gradient of its input, which the layer before it
-waits for, and that of its weights, which nobody needs before the optimiser. A kernel of a small network leaves
-most of a GPU idle, so the second kind runs on a stream of its own while the first goes on. The same
-convolutions are computed from the same numbers; only their order in time is free.
+waits for, and that of its weights, which nobody needs before the optimiser. A kernel of a small network keeps
+a part of a GPU busy, so the second kind runs on a stream of its own while the first goes on. The convolutions
+are the same and so are their numbers; only their order in time is free.
 
-`Beside` is a pass over the graph that torch.compile made of a step (`compiled.py`), so models and methods know
+`Beside` is a pass over the graph that torch.compile made of a step (`compiled.py`): models and methods know
 nothing of it.
 """
 
@@ -38,8 +38,8 @@ def weight_gradient(
 ) -> Tensor:
     """The gradient of a convolution's weights, made on the device's second stream; `join` waits for it.
 
-    ``gradient``: of the output, [N, K, H', W']; ``images``: the input, [N, C, H, W]; ``weight``: [K, C / groups,
-    h, w], whose shape and memory layout count -> the same, in ``dtype``.
+    ``gradient``: of the output, [N, K, H', W']; ``images``: the input, [N, C, H, W]; ``weight``: [K, C/g,
+    h, w], of which shape and memory layout count -> the same in ``dtype``.
     """
     device = gradient.device
     if device.type != "cuda":
@@ -106,7 +106,7 @@ class Beside(CustomGraphPass):
         node.args = (*node.args[:-1], [mask[INPUT], False, mask[BIAS]])
 
     def _result(self, node: fx.Node) -> fx.Node | None:
-        """What the graph returns of the weight gradient, cast or as it is; None where more is done with it."""
+        """What the graph returns of the weight gradient, cast or not; None where more is done with it."""
         for taken in node.users:
             if taken.target is operator.getitem and taken.args[1] == WEIGHT:
                 (user,) = users if len(users := list(taken.users)) == 1 else (taken,)

@@ -53,6 +53,14 @@ def test_an_epoch_follows_from_its_seed_and_number():
         assert first.fingerprint != other.fingerprint
 
 
+def test_an_epoch_asked_for_again_is_the_same():
+    made = loader()
+    first, second = made.epoch(1), made.epoch(2)
+    assert made.epoch(2) is second, "drawn once"
+    again = made.epoch(1)
+    assert again.number == 1 and again.fingerprint == first.fingerprint != second.fingerprint
+
+
 def test_the_fingerprint_is_the_sha256_of_order_and_views():
     epoch = loader().epoch(1)
     raw = epoch.index.numpy().astype("<i8").tobytes() + epoch.views.numpy().astype("<i8").tobytes()

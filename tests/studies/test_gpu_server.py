@@ -79,11 +79,27 @@ print(len(server.environment), flush=True)
 {end}
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "1\n", done.stderr
+    assert done.stdout == "2\n", done.stderr
     until = time.monotonic() + 30
     while left(control) and time.monotonic() < until:
         time.sleep(0.05)
     assert log(control) == ["started, sees all", "quit -t 10 control"] and left(control) == []
+
+
+def test_each_run_gets_twice_its_part_of_the_processors(control, monkeypatch):
+    """Unless the user says how much."""
+    assert [gpu_server.part(runs) for runs in (2, 3, 4, 8, 16)] == [100, 67, 50, 25, 13]
+    monkeypatch.delenv(gpu_server.PART, raising=False)
+    with gpu_server.shared(8) as environment:
+        assert environment[gpu_server.PART] == "25"
+    monkeypatch.setenv(gpu_server.PART, "40")
+    with LocalPool(Slots(8, packed=4)) as packed:
+        assert packed.shares_gpu[gpu_server.PART] == "40"
+    monkeypatch.delenv(gpu_server.PART)
+    with LocalPool(Slots(8, packed=4)) as packed:
+        assert packed.environment[gpu_server.PART] == "50", "eight on two GPUs"
+    with gpu_server.shared(1) as environment:
+        assert environment == {}
 
 
 def test_a_users_own_is_used_and_left_alone(control, monkeypatch):

@@ -31,15 +31,30 @@ CPU = torch.device("cpu")
 class Stream:
     """A stream that is one name more: everything runs in order."""
 
-    def __init__(self, device=None):
-        self.waited_for: list[Stream] = []
+    def __init__(self, device=None, priority=0):
+        self.waited_for: list[Stream | Event] = []
 
     def wait_stream(self, other: Stream) -> None:
         self.waited_for.append(other)
 
+    def wait_event(self, event: Event) -> None:
+        self.waited_for.append(event)
+
+
+class Event:
+    """Notes after how many replays of all graphs it was recorded, and on which stream."""
+
+    def __init__(self):
+        self.recorded: list[tuple[int, Stream]] = []
+
+    def record(self) -> None:
+        self.recorded.append((len(Graph.order), torch.cuda.current_stream()))
+
 
 class Graph:
     """Operations in the order they were captured, with the very tensors they had."""
+
+    order: list[tuple[Graph, Stream]] = []
 
     def __init__(self):
         self.operations: list[tuple] = []
@@ -51,6 +66,7 @@ class Graph:
     @torch.no_grad()
     def replay(self) -> None:
         self.replays += 1
+        self.order.append((self, torch.cuda.current_stream()))
         for function, args, kwargs, outputs in self.operations:
             new = [x for x in tree_leaves(function(*args, **kwargs)) if isinstance(x, torch.Tensor)]
             for old, value in zip(outputs, new, strict=True):
@@ -121,7 +137,9 @@ def cuda(monkeypatch):
             log.current = self.before
             log.captures.append(self.graph)
 
+    monkeypatch.setattr(Graph, "order", [])
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: log.current)
     monkeypatch.setattr(torch.cuda, "set_stream", lambda which: setattr(log, "current", which))
     monkeypatch.setattr(torch.cuda, "stream", stream)
@@ -196,22 +214,23 @@ class Counted:
         return sum(run[:3] == (size, (phase, None), capturing) for run in self.runs)
 
 
-def test_each_kind_runs_three_times_as_it_stands_is_captured_once_and_then_replayed(cuda):
+def test_each_kind_runs_three_times_as_it_stands_is_captured_twice_and_then_replayed(cuda):
     """Kinds are sizes of batches times phases of the method; the short last batch comes once an epoch."""
     counted = Counted(train_step(), cuda)
     run = GraphedStep(counted)
     epoch(run, counted.step, 1)
-    assert counted.count(BATCH, "observe") == WARM_UP and counted.count(BATCH, "observe", True) == 1
+    assert counted.count(BATCH, "observe") == WARM_UP and counted.count(BATCH, "observe", True) == 2
     assert counted.count(LAST, "observe") == 1 and counted.count(LAST, "observe", True) == 0
-    assert [graph.replays for graph in cuda.captures] == [5 - WARM_UP]
+    assert [graph.replays for graph in cuda.captures] == [1, 1], "two that take turns"
     epoch(run, counted.step, 2)
-    assert counted.count(BATCH, "pull") == WARM_UP and counted.count(BATCH, "pull", True) == 1
-    assert [graph.replays for graph in cuda.captures] == [2, 2], "a phase of its own has a graph of its own"
+    assert counted.count(BATCH, "pull") == WARM_UP and counted.count(BATCH, "pull", True) == 2
+    assert [graph.replays for graph in cuda.captures] == 4 * [1], "a phase of its own has graphs of its own"
     for number in (3, 4, 5, 6):
         epoch(run, counted.step, number)
-    assert counted.count(LAST, "pull") == WARM_UP and counted.count(LAST, "pull", True) == 1
-    assert [graph.replays for graph in cuda.captures] == [2, 2 + 4 * 5, 2]
-    assert len(counted.runs) == 4 * WARM_UP + 3 - 2, "three graphs; the last batch of epoch 1 had one go"
+    assert counted.count(LAST, "pull") == WARM_UP and counted.count(LAST, "pull", True) == 2
+    assert [graph.replays for graph in cuda.captures] == [1, 1, 1 + 10, 1 + 10, 1, 1]
+    assert len(counted.runs) == 4 * WARM_UP + 6 - 2, "six graphs; the last batch of epoch 1 had one go"
+    assert run.captured == 6
 
 
 def test_what_python_runs_is_on_one_stream_that_the_main_one_waits_for(cuda):
@@ -221,8 +240,40 @@ def test_what_python_runs_is_on_one_stream_that_the_main_one_waits_for(cuda):
     side = run._stream
     assert {stream for *_, stream in counted.runs} == {side} != {cuda.main}
     assert cuda.current is cuda.main
-    eager = WARM_UP + 1
-    assert side.waited_for == [cuda.main] * eager and cuda.main.waited_for == [side] * eager
+    eager, replays = WARM_UP + 1, 5 - WARM_UP
+    assert {stream for _, stream in Graph.order} == {side}
+    assert side.waited_for == [cuda.main] * (eager + replays), "for what fills its inputs"
+    assert [one for one in cuda.main.waited_for if isinstance(one, Stream)] == [side] * eager
+    run.join()
+    assert cuda.main.waited_for[-1] is side
+
+
+def test_the_next_batch_is_filled_in_while_a_graph_runs(cuda):
+    """Two graphs take turns, and the inputs of one are written once its own last run is over."""
+    counted = Counted(train_step("ce"), cuda)
+    run = GraphedStep(counted)
+    counted.step.begin_epoch(1, 0.01)
+    for at in range(WARM_UP + 7):
+        run(batch(1, at, BATCH))
+    (a, b), played = cuda.captures, [graph for graph, _ in Graph.order]
+    assert played == [a, b, a, b, a, b, a]
+    waits = [one for one in cuda.main.waited_for if isinstance(one, Event)]
+    assert len(waits) == 7 and waits[0] is not waits[1] and waits[::2] == [waits[0]] * 4
+    assert [after for after, _ in waits[0].recorded] == [1, 3, 5, 7] and waits[1].recorded[0][0] == 2
+    assert {stream for one in waits[:2] for _, stream in one.recorded} == {run._stream}
+
+
+def test_the_short_batch_tries_no_algorithms(cuda, monkeypatch):
+    """cuDNN would for seconds; it is one step of an epoch."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    seen, step = set(), train_step("ce", Recipe(batch_size=BATCH))
+    forward = step.student.forward
+    step.student.forward = lambda *a: (seen.add((len(a[0]), torch.backends.cudnn.benchmark)), forward(*a))[1]
+    run = GraphedStep(step)
+    for number in range(1, 6):
+        epoch(run, step, number)
+    assert seen == {(BATCH, True), (LAST, False)} and torch.backends.cudnn.benchmark
+    assert run.captured == 4
 
 
 def test_graphs_share_one_pool(cuda):
@@ -230,7 +281,7 @@ def test_graphs_share_one_pool(cuda):
     run = GraphedStep(step)
     for number in (1, 2):
         epoch(run, step, number)
-    assert cuda.pools == [None, (1, 0)]
+    assert cuda.pools == [None, (1, 0), (1, 0), (1, 0)]
 
 
 @pytest.mark.parametrize(
@@ -348,7 +399,7 @@ def test_after_a_failure_no_earlier_graph_is_used(cuda):
     run = GraphedStep(step)
     epoch(plain, plain, 1)
     epoch(run, step, 1)
-    (good,) = cuda.captures
+    good, _ = cuda.captures
     step.method.method = Asks(MethodSpec(name="ce"), CLASSES)
     plain.method.method = Asks(MethodSpec(name="ce"), CLASSES)
     with pytest.warns(UserWarning, match="no CUDA graph"):
@@ -382,7 +433,7 @@ def test_a_compiled_step_is_captured_anew_and_compiled_where_it_runs(cuda, monke
     counted, compiled_on = Counted(train_step("ce"), cuda), []
     run = GraphedStep(counted)
     epoch(run, counted.step, 1)
-    (stands,) = cuda.captures
+    stands = list(cuda.captures)
 
     def compile(inputs: Inputs) -> None:
         compiled_on.append((len(inputs.target), cuda.current))
@@ -392,8 +443,7 @@ def test_a_compiled_step_is_captured_anew_and_compiled_where_it_runs(cuda, monke
     run.compile(batch(2, 0, BATCH))
     assert compiled_on == [(BATCH, counted.runs[0][3])] and cuda.current is cuda.main
     epoch(run, counted.step, 2)
-    assert [graph.replays for graph in cuda.captures] == [5 - WARM_UP, 5 - WARM_UP]
-    assert cuda.captures[0] is stands
+    assert [graph.replays for graph in cuda.captures] == 4 * [1] and cuda.captures[:2] == stands
 
 
 def test_the_stand_in_adds_to_the_sums_it_was_captured_with(cuda):
@@ -408,7 +458,7 @@ def test_the_stand_in_adds_to_the_sums_it_was_captured_with(cuda):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_on_a_gpu_graphs_do_what_the_step_does_and_never_wait(precision):
-    """The same training twice, to rounding; from epoch 4 on everything is captured, and any sync raises."""
+    """The same training twice, to rounding; in epoch 7 everything is captured, and any sync raises."""
     device = torch.device("cuda:0")
 
     def made() -> TrainStep:
@@ -420,18 +470,19 @@ def test_on_a_gpu_graphs_do_what_the_step_does_and_never_wait(precision):
 
     plain, graphed = made(), made()
     run = GraphedStep(graphed)
-    for number in range(1, 7):
+    for number in range(1, 8):
         rate, inputs = 1e-4 * number, [batch(number, at, BATCH if at < 5 else LAST) for at in range(6)]
         for step, does in ((plain, plain), (graphed, run)):
             on_device = [Inputs(*(value.to(device) for value in one)) for one in inputs]
             step.begin_epoch(number, rate)
-            torch.cuda.set_sync_debug_mode("error" if number > 4 else "default")
+            torch.cuda.set_sync_debug_mode("error" if number > 6 else "default")
             try:
                 for one in on_device:
                     does(one)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
+            run.join()
             step.method.end_epoch(number)
-    assert run.captured == 3, "both phases at full size, and the short batch of the second"
+    assert run.captured == 6, "two each: both phases at full size, and the short batch of the second"
     for name, value in plain.student.state_dict().items():
         assert torch.allclose(graphed.student.state_dict()[name].float(), value.float(), rtol=1e-2, atol=1e-3)

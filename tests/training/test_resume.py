@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -302,6 +304,37 @@ def test_while_another_run_computes_a_slab_the_next_are_computed(
     found = 2 if stopped else 0
     assert (trainer.teacher_logits.computed, trainer.teacher_logits.found) == (3, found), "of both processes"
     assert len({path.read_bytes() for path in (first, *later)}) == 3
+
+
+def test_the_next_slab_is_read_while_an_epoch_is_trained(tiny, uninterrupted, tmp_path, monkeypatch):
+    """What is thrown away after it was read is not computed again; what is damaged is, and said."""
+    slabs, readers = tmp_path / "slabs", []
+    tiny.train(tmp_path / "theirs", tiny.spec("kd"), slabs)
+    inner = teacher.checkpoint.read
+
+    def read(path):
+        if "float" in path.name:  # a slab
+            readers.append(threading.current_thread() is threading.main_thread())
+        return inner(path)
+
+    monkeypatch.setattr(teacher.checkpoint, "read", read)
+    trainer = tiny.trainer(tmp_path, tiny.spec("dkd+ikd"), slabs)
+    logits, loader = trainer.teacher_logits, trainer.loader
+    second, third = (logits.path(loader.epoch(number)) for number in (2, 3))
+    third.write_bytes(third.read_bytes()[:-1])
+
+    def thrown_away():
+        if trainer.epoch == 1 and trainer.step == 2:
+            concurrent.futures.wait([logits._reads[1]])
+            second.unlink(missing_ok=True)
+        return False
+
+    trainer.stop = thrown_away
+    with pytest.warns(UserWarning, match="teacher logits are computed again") as told:
+        trainer.train()
+    assert len([one for one in told if "computed again" in str(one.message)]) == 1
+    assert readers == [True, False, False] and (logits.found, logits.computed) == (2, 1)
+    assert tiny.outcome(trainer.run) == uninterrupted(tiny.spec("dkd+ikd"))
 
 
 def test_slabs_are_those_of_one_teacher_and_one_precision(tiny, tmp_path):

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from ikdlib.data.loader import Loader, generator
 from ikdlib.data.views import Views
 from ikdlib.errors import IkdError
 from ikdlib.models import CifarModel, build
+from ikdlib.runs import Run
 from ikdlib.training import checkpoint, trainer
 from ikdlib.training.evaluate import evaluate
 from ikdlib.training.job import Job, execute
@@ -268,6 +270,51 @@ def test_fp32_is_not_tf32_either_where_nothing_is_trained(tiny, monkeypatch, who
         assert torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_a_rounded_evaluation_rounds_for_itself_alone(tiny, monkeypatch):
+    """TF32 is asked of torch, and no trying of algorithms; both are as before when it is over."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    shown = Views(tiny.data.padding, 8, 8, tiny.data.mean, tiny.data.std)
+    loader, net, seen = Loader(tiny.data.train, shown, 16, 0, "cpu"), tiny.teacher(), []
+
+    def look(*_):
+        cudnn = torch.backends.cudnn
+        seen.append((cudnn.allow_tf32, torch.get_float32_matmul_precision(), cudnn.benchmark))
+
+    net.register_forward_hook(look)
+    for rounded in (True, False):
+        evaluate(net, loader, tiny.data.test, rounded)
+        assert set(seen) == {(rounded, "high" if rounded else "highest", False)}
+        look()
+        assert seen[-1] == (False, "highest", True)
+        seen.clear()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_a_bf16_run_rounds_all_evaluations_but_the_last(tiny, tmp_path, monkeypatch, precision):
+    """The last one's numbers are those of the weights that stay."""
+    recipe = tiny.spec().recipe.updated(precision=precision)
+    asked, inner = {"cpu": [], "cuda": []}, trainer.evaluate
+
+    class Elsewhere(trainer.Trainer):
+        def _row(self, *arguments):
+            self.device = SimpleNamespace(type=kind)
+            try:
+                return super()._row(*arguments)
+            finally:
+                self.device = torch.device("cpu")
+
+    def noted(model, loader, images, rounded=False):
+        asked[kind].append(rounded)
+        return inner(model, loader, images, rounded)
+
+    monkeypatch.setattr(trainer, "evaluate", noted)
+    for kind in ("cpu", "cuda"):
+        run = Run(tmp_path / kind, tiny.spec("ce", recipe=recipe, deterministic=False))
+        run.begin()
+        Elsewhere(run, tiny.data, None, torch.device("cpu")).train()
+    assert asked == {"cpu": [False] * 3, "cuda": [precision == "bf16"] * 2 + [False]}
 
 
 def test_provenance_names_neither_host_nor_folder(tiny, tmp_path):

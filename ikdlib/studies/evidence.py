@@ -60,11 +60,13 @@ def cpu_list() -> list[Item]:
     whole = _methods(larger, "1,2,3,4,5", "ce", *FOUR)
     # Without structure first: whether the gain is a stronger pull to the label is what a reader asks.
     plain, wrong = [[Variant("dkd+ikd", {"ikd.target": name}) for name in names] for names in CONTROLS]
+    of_kd = [Variant("kd+ikd", {"ikd.target": name}) for name in ("one_hot", "permuted")]
     return [
         _methods(small, "1,2,3,4,5", "ce", *FOUR),
         _methods(larger, "1,2", "ce", *FOUR),
         Item(f"{small}, one-hot and evened targets (notebook 32)", small, plain, "1,2,3"),
         Item(f"{small}, permuted targets (notebook 32)", small, wrong, "1,2,3"),
+        Item(f"{small}, one-hot and permuted targets with kd (notebook 32)", small, of_kd, "1,2,3"),
         _methods(small, "1,2,3", "nkd", "nkd+ikd", "wttm", "wttm+ikd"),
         Item(f"{small}, lambda of dkd+ikd (notebook 31)", small, ablations.weights("dkd+ikd"), "1", True),
         # Two seeds decide next to nothing, and on a first look the term did not help this pair.

@@ -145,7 +145,9 @@ def test_the_cpu_list_goes_item_by_item_and_seed_by_seed(machine):
     expected = [("resnet8", seed, name, 0) for seed in (1, 2, 3, 4, 5) for name in FIVE]
     expected += [("resnet20", seed, name, 0) for seed in (1, 2) for name in FIVE]
     plain = ["dkd+ikd, towards one hot", "dkd+ikd, towards even rest"]
-    for names in (plain, ["dkd+ikd, towards permuted"], ["nkd", "nkd+ikd", "wttm", "wttm+ikd"]):
+    of_kd = ["kd+ikd, towards one hot", "kd+ikd, towards permuted"]
+    others = ["nkd", "nkd+ikd", "wttm", "wttm+ikd"]
+    for names in (plain, ["dkd+ikd, towards permuted"], of_kd, others):
         expected += [("resnet8", seed, name, 0) for seed in (1, 2, 3) for name in names]
     expected += [("resnet8", 1, name, 50) for name in ["dkd", *lambdas[:5], "dkd+ikd", *lambdas[5:]]]
     expected += [("resnet20", seed, name, 0) for seed in (3, 4, 5) for name in FIVE]
@@ -191,18 +193,20 @@ def test_the_cpu_runs_are_those_of_the_tables_and_ablations_to_the_job(machine):
         command = ("table", *short, pair, "--methods", names, "--seeds", seeds)
         expected |= of(plan.studies(asked(machine, *command)))
     assert len(expected) == 47
-    ablations = ("ablations", *short, "resnet56/resnet8", "--methods", "dkd+ikd", "--seeds")
+    ablations = ("ablations", *short, "resnet56/resnet8", "--methods", "kd+ikd,dkd+ikd", "--seeds")
     controls = of(plan.ablation_studies(asked(machine, *ablations, "1,2,3"), "32"))
     wanted = [f"dkd+ikd, towards {name}" for name in ("one hot", "even rest", "permuted")]
+    wanted += [f"kd+ikd, towards {name}" for name in ("one hot", "permuted")]
     compared = {key: job for key, job in controls.items() if variant_of(job.spec).label in wanted}
-    assert len(compared) == 9
-    compared |= of(plan.ablation_studies(asked(machine, *ablations, "1"), "31"))
-    assert len(compared) == 18
+    assert len(compared) == 15
+    lambdas = [word.replace("kd+ikd,dkd+ikd", "dkd+ikd") for word in ablations]
+    compared |= of(plan.ablation_studies(asked(machine, *lambdas, "1"), "31"))
+    assert len(compared) == 24
     pair, names, seeds = more
     expected |= of(plan.studies(asked(machine, "table", *short, pair, "--methods", names, "--seeds", seeds)))
     assert sum(job.keep_logits for job in expected.values()) == 5 + 5 + 4, "a seed of each table's cells"
     expected |= {key: job.updated(keep_logits=False) for key, job in compared.items()}
-    assert len(expected) == 80
+    assert len(expected) == 86
     assert {job.spec.run_id: job.updated(threads=None) for job in machine.jobs()} == expected
 
 
@@ -256,18 +260,18 @@ def test_the_gpu_runs_are_those_of_the_commands_and_their_teachers_are_trained_h
 
 def test_on_a_cpu_one_run_at_a_time_on_one_thread_at_low_priority(machine):
     told = machine()
-    assert machine.done() == machine.ids() and len(machine.done()) == 80
+    assert machine.done() == machine.ids() and len(machine.done()) == 86
     assert {workers for _, workers in machine.handed} == {1}
     assert {job.threads for group, _ in machine.handed for job in group} == {1}
     assert machine.niced == [19]
-    assert told.count("complete, ") == 7 and "80 runs" not in told
+    assert told.count("complete, ") == 8 and "86 runs" not in told
 
 
 @pytest.mark.parametrize("jobs, workers", [("auto", 1), ("0", 1), ("1", 1), ("2", 2)])
 def test_more_at_once_only_where_it_is_asked_for(machine, jobs, workers):
     machine("--jobs", jobs)
     assert {given for _, given in machine.handed} == {workers}
-    assert [len(group) for group, _ in machine.handed] == [25, 10, 6, 3, 12, 9, 15], "an item is a turn"
+    assert [len(group) for group, _ in machine.handed] == [25, 10, 6, 3, 6, 12, 9, 15], "an item is a turn"
     assert machine.done() == machine.ids()
     assert {job.threads for group, _ in machine.handed for job in group} == {1}
 
@@ -284,7 +288,7 @@ def test_what_was_measured_is_said_run_by_run(machine):
     ids = machine.ids()
     for name, top1 in zip(ids[:6], ["41.00"] * 5 + ["42.00"], strict=True):
         assert f"{name}: top-1 {top1} % (last epoch)" in lines
-    assert lines[-7].endswith(": 6 of 25 runs") and lines[-2].endswith(": 0 of 9 runs")
+    assert lines[-8].endswith(": 6 of 25 runs") and lines[-2].endswith(": 0 of 9 runs")
 
 
 def test_it_goes_on_where_it_stopped(machine):
@@ -352,14 +356,14 @@ def test_without_the_teacher_only_those_run_that_ask_nobody(machine):
     told = machine()
     assert set(machine.done()) == whole and len(whole) == 5 + 2 + 3
     passed = [line for line in told.splitlines() if "passed over" in line]
-    assert [line.split(": ")[1].split()[0] for line in passed] == ["20", "8", "6", "3", "12", "9", "12"], (
+    assert [line.split(": ")[1].split()[0] for line in passed] == ["20", "8", "6", "3", "6", "12", "9", "12"], (
         "one line each"
     )
     assert all("there is no resnet56 (TEACHERS=DIR)" in line for line in passed)
     machine.teachers = machine.studies.teachers("resnet56")
     machine.forget()
     machine()
-    assert len(machine.done()) == 80 - 10, "now they can be done"
+    assert len(machine.done()) == 86 - 10, "now they can be done"
 
 
 def test_a_teacher_that_cannot_be_trained_holds_up_its_own_pairs_alone(gpu):
@@ -429,11 +433,11 @@ def test_dry_lists_every_run_with_its_state_and_does_nothing(machine, an_hour):
     assert machine.handed == [] and machine.niced == []
     assert sorted(machine.results.rglob("*")) == before
     states = ["finished, skipped", "diverged, skipped", "resumed, about 1.00 h (planted)"]
-    states += ["to do, about 1.00 h (planted)"] * 77
+    states += ["to do, about 1.00 h (planted)"] * 83
     runs = [f"  {job.spec.run_id}: {state}" for job, state in zip(jobs, states, strict=True)]
     assert [line for line in lines if line.startswith("  resnet")] == runs
     sums = [line for line in lines if line.startswith("  = ")]
-    assert sums == [f"  = about {hours}.0 core-hours" for hours in (23, 10, 6, 3, 12, 9, 15)]
+    assert sums == [f"  = about {hours}.0 core-hours" for hours in (23, 10, 6, 3, 6, 12, 9, 15)]
     assert lines[-1] == "78 runs left, about 78.0 core-hours"
     assert lines[0].endswith(": 2 of 25 runs, 1 of them diverged")
 
@@ -454,8 +458,8 @@ def test_dry_prices_the_teachers_logits_once_a_seed_and_anew_with_images_apart(m
     monkeypatch.setattr("ikdlib.studies.estimate._timed_epoch", lambda job, data: 100.0)
     monkeypatch.setattr("ikdlib.studies.estimate.seconds_of_slab", lambda job, data: 10.0)
     last = machine("--dry").splitlines()[-1]
-    hours = 48 * (80 * 100 + (5 + 1) * 10) / 3600
-    assert last == f"80 runs left, about {hours:.1f} core-hours"
+    hours = 48 * (86 * 100 + (5 + 1) * 10) / 3600
+    assert last == f"86 runs left, about {hours:.1f} core-hours"
 
 
 # Teacher logits on disk
@@ -482,7 +486,7 @@ def test_logits_are_thrown_away_when_no_run_of_the_list_will_read_them(machine):
     def there() -> list[int]:
         return [seed for seed, path in files.items() if path.exists()]
 
-    machine("--first", "47")  # all but the last run of the other methods' first seed
+    machine("--first", "53")  # all but the last run of the other methods' first seed
     assert there() == [1, 2, 3, 4, 5], "the last item reads those of seeds 3 to 5"
     said = machine("--first", "1")
     assert there() == [2, 3, 4, 5] and "resnet56 seed 1" in said and " 1 MiB deleted" in said
@@ -491,7 +495,7 @@ def test_logits_are_thrown_away_when_no_run_of_the_list_will_read_them(machine):
     assert 2 in there(), "the run that failed reads it next time"
     machine.does = lambda job: finish(job.run)
     assert held.exists()
-    machine("--first", str(80 - 48 - 3 - 10))  # one of the four was not done, and ten are left
+    machine("--first", str(86 - 54 - 3 - 10))  # one of the four was not done, and ten are left
     assert there() == [4, 5] and not held.exists()
     machine()
     assert there() == [] and not held.exists()

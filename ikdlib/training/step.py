@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Mapping
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -120,7 +119,7 @@ class TrainStep:
 
         options = on_a_gpu() | weight_gradients.OPTIONS
         self._compiled = Compiled(self.losses, inputs, (self.student, self.method), options)
-        self._join = partial(weight_gradients.join, self.device)
+        self._join = weight_gradients.join
         self._join()  # compiling ran them once
 
     @property

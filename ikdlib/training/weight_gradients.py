@@ -66,10 +66,10 @@ def _computed(gradient, images, weight, stride, padding, dilation, groups, dtype
     return torch.empty_like(weight, dtype=dtype).copy_(found)
 
 
-def join(device: torch.device) -> None:
+def join() -> None:
     """Let what follows on the current stream wait for weight gradients that are under way, if any are."""
-    if device in _busy:
-        _busy.discard(device)
+    while _busy:
+        device = _busy.pop()
         torch.cuda.current_stream(device).wait_stream(_stream(device))
 
 

@@ -40,7 +40,7 @@ def gradients(net: nn.Module, call, images: Tensor) -> dict[str, Tensor]:
     net.zero_grad(set_to_none=True)
     target = torch.arange(len(images), device=images.device) % 5
     F.cross_entropy(call(images).float(), target).backward()
-    weight_gradients.join(images.device)
+    weight_gradients.join()
     return {name: parameter.grad.clone() for name, parameter in net.named_parameters()}
 
 
@@ -115,10 +115,28 @@ def test_the_operator_is_torchs_own_formula(stride, groups):
     torch.library.opcheck(weight_gradients.weight_gradient, given)
 
 
-def test_nothing_waits_where_nothing_was_started(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: pytest.fail("asked for a stream"))
-    weight_gradients.join(CPU)
-    weight_gradients.join(torch.device("cuda:0"))
+class Stream:
+    """As much of a stream as waiting takes."""
+
+    def __init__(self, device=None):
+        self.device, self.waited_for = device, []
+
+    def wait_stream(self, other: Stream) -> None:
+        self.waited_for.append(other)
+
+
+def test_the_step_waits_for_what_was_started_and_for_nothing_else(monkeypatch):
+    """However the device was called ("cuda", "cuda:0"): it is the tensors' own name that counts."""
+    main = Stream()
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: main)
+    monkeypatch.setattr(weight_gradients, "_streams", {})
+    weight_gradients.join()
+    assert main.waited_for == []
+    monkeypatch.setattr(weight_gradients, "_busy", {torch.device("cuda:0")})
+    weight_gradients.join()
+    weight_gradients.join()
+    assert [stream.device for stream in main.waited_for] == [torch.device("cuda:0")]
 
 
 @pytest.mark.gpu
@@ -147,7 +165,7 @@ def test_on_a_gpu_nothing_is_used_or_overwritten_before_the_second_stream_is_don
     net.zero_grad(set_to_none=True)
     with torch.cuda.graph(graph, stream=stream):
         F.cross_entropy(call(places), target).backward()
-        weight_gradients.join(device)
+        weight_gradients.join()
         kept = {name: parameter.grad * 1 for name, parameter in net.named_parameters()}
     for scale in (1.0, -0.5, 2.0):
         places.copy_(images * scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import subprocess
 import sys
 import warnings
@@ -108,7 +109,7 @@ def test_kernels_stand_in_the_picture_by_what_they_do_and_its_bar_reaches_a_hund
         "void at::native::multi_tensor_apply_kernel<FusedSgdMathFunctor<float, 3>>": 3.5,
         "nvjet_tst_64x8_64x16_1x4_h_bz_TNT": 1.0,
     }
-    rows = [("a", "device busy", "137 kernels a step", 0.7, 94.06)]
+    rows = [("a", "kernels", "148 a step, side by side", 0.9, 130.2)]
     rows += [("a", "kernel", name, 1.0, percent) for name, percent in named.items()]
     table = pd.DataFrame(rows, columns=["student", "kind", "name", "ms", "percent"])
     figure = where.chart(table, "a machine")
@@ -118,7 +119,16 @@ def test_kernels_stand_in_the_picture_by_what_they_do_and_its_bar_reaches_a_hund
         "convolution, the name does not say which": [2.5], "optimiser": [3.5], where.OTHER: [1.0],
         where.NOT_LISTED: [69.0],
     }  # fmt: skip
-    assert "94 % of a's step" in figure.axes[0].get_xlabel()
+    assert "130 % of a's step" in figure.axes[0].get_xlabel()
+
+
+def test_a_moment_in_which_two_kernels_run_is_busy_once(where):
+    """Counted moment by moment, on a grid."""
+    draw = random.Random(2)
+    intervals = [(start := draw.randrange(500), start + draw.randrange(1, 40)) for _ in range(30)]
+    moments = {moment for start, stop in intervals for moment in range(start, stop)}
+    assert where.covered(intervals) == len(moments) < sum(stop - start for start, stop in intervals)
+    assert where.covered([]) == 0.0
 
 
 def test_the_parts_reach_a_hundred_in_the_picture(where):

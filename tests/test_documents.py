@@ -64,7 +64,7 @@ def test_every_difference_fills_every_column():
     "words",
     [
         "warm-up", "plateau", "class means", "from epoch 2", "T^2", "seed", "determinism", "NKD", "WTTM",
-        "kd_T", "feature methods", "best", "beta", "lambda", "holdout", "fp16", "bf16", "always fp32",
+        "kd_T", "feature methods", "best", "beta", "lambda", "holdout", "fp16", "bf16", "stored weights",
         "did not show", "64 x 64", "0.5071", "1000", "BSD-2", "BSD-3", "yema-web/IKD", "unknown",
     ],
 )  # fmt: skip
@@ -242,7 +242,7 @@ def rows_below(mark: str) -> list[list[str]]:
 def test_what_changes_besides_accuracy_is_as_the_run_folders_have_it():
     """Target's probability and likelihood of the last epoch, paired by seed, by scipy's t test."""
     rows = rows_below("besides")
-    assert len(rows) == 4
+    assert len(rows) == 6
     for pair, method, *shown in rows:
         for column, words in zip(("test_confidence", "test_loss"), shown, strict=True):
             sides = [{}, {}]
@@ -300,6 +300,16 @@ def test_the_readmes_speeds_are_those_of_the_benchmark():
                 program, precision, slabs = words.split()
                 row = cells.loc[(pair, {"ours": "ikdlib"}[program], precision, slabs)]
                 assert text == f"{row['images_per_second']} ({row['ratio']:.2f} x)", (name, pair, words)
+    rows = rows_below("whole")
+    whole = [pd.read_csv(path) for path in (ROOT / "results/benchmarks").glob("whole-*.csv")]
+    assert all(one["clean"].all() and one["compiled"].all() for one in whole)
+    expected = {
+        (one.runs_at_once, one.epochs, one.seconds, f"{one.runs_an_hour:.1f}", f"{one.epoch_seconds:.2f}",
+         one.epochs_an_hour)
+        for one in pd.concat(whole).itertuples()
+    }  # fmt: skip
+    numbers = {(int(a), int(b), float(c), d, e, int(f)) for a, b, c, d, e, f in rows}
+    assert numbers == expected and len(rows) == len(expected)
     for link in re.findall(r"\]\((results/[^)]*)\)", shown):
         assert (ROOT / link).exists(), link
 

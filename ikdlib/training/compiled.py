@@ -4,7 +4,8 @@ The compiler fuses batch norm, ReLU and additions, which are a quarter to a half
 two threads, fp32: resnet8x4 1.18, resnet20 1.11, ShuffleV1 1.19, MobileNetV2 1.02 times as fast; one
 thread, resnet8: 1.3). It costs 20 to 65 s once on a machine, then about 5 s a run from its cache on disk.
 On a GPU it makes 137 kernels of 330, losses included (one H200, bf16, resnet8x4 with dkd+ikd, in a graph as
-`graphs.py` captures it: 0.78 ms a step instead of 1.30), at 14 to 31 s once (8 helpers), then 7 s a run.
+`graphs.py` captures it: 0.78 ms a step instead of 1.30, and 0.69 with weight gradients on a stream of their
+own, `weight_gradients.py`), at 14 to 33 s once (8 helpers), then 5 to 7 s a run.
 Results differ as those of two libraries do: by the rounding of reordered sums.
 """
 

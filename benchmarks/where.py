@@ -125,7 +125,9 @@ def kernels(student: str, precision: str, device: torch.device) -> list[dict[str
     def own(event: Any) -> float:
         return event.self_cpu_time_total if device.type == "cpu" else event.self_device_time_total
 
-    events = sorted(watched.key_averages(), key=own, reverse=True)
+    kind = DeviceType.CPU if device.type == "cpu" else DeviceType.CUDA
+    events = [event for event in watched.key_averages() if event.device_type == kind]
+    events.sort(key=own, reverse=True)
     total = sum(map(own, events))
     rows = []
     if device.type == "cuda":
@@ -186,7 +188,12 @@ def chart(table: pd.DataFrame, machine: str) -> plt.Figure:
     colours = ["#DDDDDD" if name == NOT_LISTED else colours.pop(0) for name in wide]
     height = 1.4 + 0.45 * max(len(wide), 3)
     axes = wide.plot.barh(stacked=True, figsize=(9, height), width=0.7, color=colours, ylabel="")
-    times = table[table["kind"] == "kernels"].set_index("student")["percent"]
+    # Tables of before the second stream call the first of these rows the other name.
+    times = (
+        table[table["kind"].isin(("kernels", "device busy"))]
+        .groupby("student", sort=False)["percent"]
+        .first()
+    )
     words = ", ".join(f"{value:.0f} % of {student}'s" for student, value in times.items())
     label = f"per cent of all kernels' time (side by side; {words} step)"
     axes.set_xlabel(label if words else "per cent of a training step (medians of the parts, scaled to 100)")

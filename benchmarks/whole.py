@@ -80,6 +80,8 @@ def measure(options: argparse.Namespace, count: int, folder: Path) -> dict[str, 
     pool.run_all(jobs(options, folder, count, WARM_UP_EPOCHS), count, show=False)
     asked = jobs(options, folder, count, options.epochs)
     answer(asked[0], data_sets.load(options.data_set, options.data))
+    if (at_once := pool.share_out(count, options.device, count).workers) < count:
+        raise SystemExit(f"{count} at once: this machine has memory for {at_once}")
     began = time.perf_counter()
     pool.run_all(asked, count, show=False)
     seconds = time.perf_counter() - began
@@ -119,6 +121,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--results", type=Path, default=Path("results"))
     options = parser.parse_args()
+    if options.epochs <= WARM_UP_EPOCHS:
+        parser.error(f"--epochs: more than {WARM_UP_EPOCHS}, of which the middle is looked at")
     device, rows = choose_device(options.device), []
     for count in map(int, options.runs.split(",")):
         with tempfile.TemporaryDirectory() as folder:

@@ -75,6 +75,7 @@ class GpuServer:
 
     def __init__(self, runs: int) -> None:
         self.environment: dict[str, str] = {}
+        self.runs = runs
         self._keeper: subprocess.Popen | None = None
         self._folder = ""
         if users_own() or not available():
@@ -84,9 +85,16 @@ class GpuServer:
         except OSError:
             return
         if self._starts(self._folder) and self._serves({PIPES: self._folder}):
-            self.environment = {PIPES: self._folder, PART: os.environ.get(PART, str(part(runs)))}
+            self.environment = {PIPES: self._folder}
+            self.serve(runs)
         else:
             self.close()
+
+    def serve(self, runs: int) -> None:
+        """So many at once from now on: what `environment` gives to the next of them."""
+        self.runs = max(1, runs)
+        if self.environment:
+            self.environment[PART] = os.environ.get(PART, str(part(self.runs)))
 
     def _starts(self, folder: str) -> bool:
         # It serves all GPUs: a child names its own as this process sees them.

@@ -74,6 +74,9 @@ class LocalPool(Executor):
         """Half as many at once from now on: together they wanted more of a GPU's memory than there is."""
         self.slots = max(1, self.slots // 2)
         self.environment[status.GPU_SHARE] = str(min(1.0, 2 * float(self.environment[status.GPU_SHARE])))
+        if self._server:
+            self._server.serve(self._server.runs // 2)
+            self.environment |= self.shares_gpu
 
     def stop(self) -> None:
         """Ask all children to save and end; start no more; return when they have ended."""

@@ -28,7 +28,7 @@ from ikdlib.spec import RunSpec, Settings
 from ikdlib.studies import gpu_server, memory
 from ikdlib.training.compiled import pays
 from ikdlib.training.evaluate import settle
-from ikdlib.training.graphs import WARM_UP, GraphedStep
+from ikdlib.training.graphs import TURNS, WARM_UP, GraphedStep
 from ikdlib.training.job import choose_device
 from ikdlib.training.step import Inputs, TrainStep, set_switches
 
@@ -86,7 +86,7 @@ def take_part(given: Trial) -> None:
     device = torch.device(given.device)
     step = synthetic_step(given.spec, given.classes, given.height, given.width, device, given.compile)
 
-    for _ in range(WARM_UP + 1):
+    for _ in range(WARM_UP + TURNS):
         step()
     settle(device)
     if device.type == "cuda":  # what the libraries took while they chose their algorithms is given back
@@ -221,7 +221,7 @@ def choose(
     key = " ".join(map(str, (*facts, spec.student, spec.recipe.precision, spec.recipe.batch_size)))
     if device.type == "cuda":  # what else decides whether packing pays there
         does = {"compiled": _compiles(spec, images, device), "deterministic": spec.deterministic}
-        does["side by side"] = gpu_server.available()
+        does["side by side in parts"] = gpu_server.available()
         key = " ".join([key, *(word for word, done in does.items() if done)])
     try:
         known = dict(json.loads(kept.read_text()))

@@ -114,7 +114,9 @@ def _keep_cache() -> None:
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
-        folder = default_folder() / "compiled"
+        # Code is made for the processors a process may use, which the compiler does not tell files by.
+        part = os.environ.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "")
+        folder = default_folder() / "compiled" / part
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):

@@ -163,6 +163,9 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         torch._foreach_add_([self._total(name) for name in additions], list(additions.values()))
 
+    def join(self) -> None:
+        """Nothing: a step as it stands runs on the current stream, unlike a `GraphedStep`."""
+
     def losses(
         self,
         pixels: Tensor,

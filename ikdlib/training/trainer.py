@@ -77,8 +77,7 @@ class Trainer:
         compile: Literal["auto", "on", "off"] = "auto",
     ):
         self.run, self.spec, self.data, self.device = run, run.spec, data, device
-        self.stop, self.keep_logits, self.compile = stop, keep_logits, compile
-        recipe = self.spec.recipe
+        self.stop, self.keep_logits, self.compile, recipe = stop, keep_logits, compile, run.spec.recipe
         set_switches(self.spec.deterministic)
         views = Views(data.padding, *data.train.images.shape[1:3], data.mean, data.std, device)
         self.loader = Loader(data.train, views, recipe.batch_size, self.spec.seed, device)
@@ -88,7 +87,6 @@ class Trainer:
         self.train_step = TrainStep(self.student, method, recipe, views, device)
         graphed = device.type == "cuda" and not self.spec.deterministic
         self._do_step: TrainStep | GraphedStep = GraphedStep(self.train_step) if graphed else self.train_step
-        self._join = self._do_step.join if graphed else lambda: None
         self.teacher_logits = None
         if teacher is not None:
             frozen = Teacher(teacher, self.spec.teacher_sha256, recipe.precision, device)
@@ -199,12 +197,11 @@ class Trainer:
             self._tell()
 
     def _account(self, what: str) -> None:
-        now = time.monotonic()
-        self.seconds[what] += now - self._clock
-        self._clock = now
+        before, self._clock = self._clock, time.monotonic()
+        self.seconds[what] += self._clock - before
 
     def _check_numbers(self) -> None:
-        self._join()
+        self._do_step.join()
         # The last step's loss is that of the weights before it, so they are looked at too.
         found = {name: total.isfinite() for name, total in self.train_step.sums.items()}
         weights = [weight.isfinite().all() for weight in self.train_step.parameters()]
@@ -215,10 +212,9 @@ class Trainer:
     def _row(self, rate: float, count: int, began: float) -> dict[str, Any]:
         means = {name: float(total) / count for name, total in self.train_step.sums.items()}
         row = {"epoch": self.epoch, "learning_rate": rate, "train_top1": 100 * means.pop("hits")}
-        row["train_loss"] = means.pop("loss")
-        row.update({f"part_{name}": value for name, value in means.items()})
-        recipe = self.spec.recipe  # the last epoch's numbers are those of the weights that stay
-        rounded = recipe.precision == "bf16" and self.epoch < recipe.epochs and self.device.type == "cuda"
+        row |= {"train_loss": means.pop("loss"), **{f"part_{name}": value for name, value in means.items()}}
+        usual = (self.device.type, self.spec.recipe.precision) == ("cuda", "bf16")
+        rounded = usual and self.epoch < self.spec.recipe.epochs  # the last epoch's weights stay
         scores, self.test_logits = evaluate(self.student, self.loader, self.data.test, rounded)
         row.update({f"test_{name}": value for name, value in scores.items()})
         if self.data.held_out is not None:
@@ -230,18 +226,17 @@ class Trainer:
 
     def _tell(self) -> None:
         self._told = time.monotonic()
-        trained = self.seconds["training"] + (self._told - self._clock)
         last = self.history[-1] if self.history else {}
         files.write_json(self.run.folder / "progress.json", {
             "pid": os.getpid(), "epoch": self.epoch, "epochs": self.spec.recipe.epochs,
-            "step": self.step, "steps": self.loader.steps, "seconds": round(trained, 1),
-            "train_loss": last.get("train_loss"), "test_top1": last.get("test_top1"),
+            "seconds": round(self.seconds["training"] + self._told - self._clock, 1), "step": self.step,
+            "steps": self.loader.steps, **{name: last.get(name) for name in ("train_loss", "test_top1")},
         })  # fmt: skip
 
     # What a checkpoint holds
 
     def _save(self) -> None:
-        self._join()
+        self._do_step.join()
         facts = {
             "format_version": FORMAT_VERSION, "run_id": self.spec.run_id,
             "epoch": self.epoch, "step": self.step, "history": self.history, "seconds": self.seconds,

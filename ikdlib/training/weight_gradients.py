@@ -63,11 +63,16 @@ def _(gradient, images, weight, stride, padding, dilation, groups, dtype):
 def _computed(gradient, images, weight, stride, padding, dilation, groups, dtype) -> Tensor:
     shape = (None, stride, padding, dilation, False, [0] * len(stride), groups)
     found = BACKWARD(gradient, images, weight, *shape, [False, True, False])[WEIGHT]
+    if found.dtype == dtype and found.stride() == weight.stride():
+        return found
     return torch.empty_like(weight, dtype=dtype).copy_(found)
 
 
 def join() -> None:
-    """Let what follows on the current stream wait for weight gradients that are under way, if any are."""
+    """Let what follows on the current stream wait for weight gradients that are under way, if any are.
+
+    One training a process at a time: another thread's would be waited for here, and not there.
+    """
     while _busy:
         device = _busy.pop()
         torch.cuda.current_stream(device).wait_stream(_stream(device))

@@ -98,6 +98,10 @@ def test_each_run_gets_twice_its_part_of_the_processors(control, monkeypatch):
     monkeypatch.delenv(gpu_server.PART)
     with LocalPool(Slots(8, packed=4)) as packed:
         assert packed.environment[gpu_server.PART] == "50", "eight on two GPUs"
+    with LocalPool(Slots(8, packed=8)) as packed:
+        for per_cent in ("25", "50", "100", "100"):
+            assert packed.environment[gpu_server.PART] == per_cent
+            packed.fewer()
     with gpu_server.shared(1) as environment:
         assert environment == {}
 

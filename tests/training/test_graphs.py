@@ -458,7 +458,11 @@ def test_the_stand_in_adds_to_the_sums_it_was_captured_with(cuda):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_on_a_gpu_graphs_do_what_the_step_does_and_never_wait(precision):
-    """The same training twice, to rounding; in epoch 7 everything is captured, and any sync raises."""
+    """The same training twice, to rounding; in epoch 7 everything is captured, and any sync raises.
+
+    A graphed step sleeps where it reads its inputs, so that whoever fills them in or reads results too early
+    has other numbers.
+    """
     device = torch.device("cuda:0")
 
     def made() -> TrainStep:
@@ -469,6 +473,8 @@ def test_on_a_gpu_graphs_do_what_the_step_does_and_never_wait(precision):
         return TrainStep(student, method, Recipe(precision=precision), views, device)
 
     plain, graphed = made(), made()
+    forward = graphed.method.forward
+    graphed.method.forward = lambda *given: (torch.cuda._sleep(1_000_000), forward(*given))[1]
     run = GraphedStep(graphed)
     for number in range(1, 8):
         rate, inputs = 1e-4 * number, [batch(number, at, BATCH if at < 5 else LAST) for at in range(6)]
@@ -483,6 +489,10 @@ def test_on_a_gpu_graphs_do_what_the_step_does_and_never_wait(precision):
                 torch.cuda.set_sync_debug_mode("default")
             run.join()
             step.method.end_epoch(number)
+        theirs, ours = (
+            {name: float(total) for name, total in step.sums.items()} for step in (plain, graphed)
+        )
+        assert ours == pytest.approx(theirs, rel=1e-2), f"sums of epoch {number}"
     assert run.captured == 6, "two each: both phases at full size, and the short batch of the second"
     for name, value in plain.student.state_dict().items():
         assert torch.allclose(graphed.student.state_dict()[name].float(), value.float(), rtol=1e-2, atol=1e-3)

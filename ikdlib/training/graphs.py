@@ -45,7 +45,7 @@ class GraphedStep:
         self.can_capture = True
         self._graphs: defaultdict[Hashable, deque[Captured]] = defaultdict(deque)
         self._seen: Counter[Hashable] = Counter()
-        self._stream = torch.cuda.Stream(step.device, priority=-1)  # before what only runs beside it
+        self._stream = torch.cuda.Stream(step.device)
         self._pool = None
 
     @property

@@ -114,8 +114,8 @@ class Beside(CustomGraphPass):
         """What the graph returns of the weight gradient, cast or not; None where more is done with it."""
         for taken in node.users:
             if taken.target is operator.getitem and taken.args[1] == WEIGHT:
-                (user,) = users if len(users := list(taken.users)) == 1 else (taken,)
-                last = user if user.target is CAST else taken
+                users = list(taken.users)
+                last = users[0] if len(users) == 1 and users[0].target is CAST else taken
                 return last if all(user.op == "output" for user in last.users) else None
         return None
 

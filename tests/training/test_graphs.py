@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 class Stream:
     """A stream that is one name more: everything runs in order."""
 
-    def __init__(self, device=None, priority=0):
+    def __init__(self, device=None):
         self.waited_for: list[Stream | Event] = []
 
     def wait_stream(self, other: Stream) -> None:

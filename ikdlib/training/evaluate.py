@@ -31,16 +31,24 @@ def exact_fp32() -> None:
 
 
 @contextmanager
-def _switches(rounded: bool) -> Iterator[None]:
-    """fp32 is fp32 in the block, or TF32 on a GPU; cuDNN tries no algorithms."""
-    tries = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False  # which takes longer than a short run's evaluations
+def algorithms(tried: bool) -> Iterator[None]:
+    """cuDNN tries its algorithms in the block, which takes seconds, where it would and ``tried`` allows it."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before and tried
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def _fp32(rounded: bool) -> Iterator[None]:
+    """fp32 is fp32 in the block, or TF32 on a GPU."""
     torch.backends.cudnn.allow_tf32 = rounded
     torch.set_float32_matmul_precision("high" if rounded else "highest")
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = tries
         exact_fp32()
 
 
@@ -67,7 +75,7 @@ def evaluate(
     # Of ResNet50, 500 images take 2.3 GiB. Not the teacher's number: cuDNN keeps what it chose by size.
     size = 100 if loader.device.type == "cpu" else 400
     logits, hits1, hits5, loss, confidence = [], 0, 0, 0.0, 0.0
-    with _switches(rounded):
+    with _fp32(rounded), algorithms(tried=False):  # trying takes longer than a short run's evaluations
         for batch in loader.evaluation_batches(images, size):
             output = model(batch.images).float()
             logits.append(output)

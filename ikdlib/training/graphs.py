@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
 
+from ikdlib.training.evaluate import algorithms
 from ikdlib.training.step import Inputs, TrainStep
 
 WARM_UP = 3
@@ -82,18 +82,12 @@ class GraphedStep:
         self._aside(self.step.compile, inputs)
 
     def _as_it_stands(self, inputs: Inputs) -> None:
-        with self._algorithms(inputs):
+        with algorithms(self._whole(inputs)):
             self._aside(self.step, inputs)
 
-    @contextmanager
-    def _algorithms(self, inputs: Inputs) -> Iterator[None]:
-        """cuDNN tries its algorithms, which takes seconds, for whole batches alone: the short one is rare."""
-        tries = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = tries and len(inputs.target) == self.step.batch_size
-        try:
-            yield
-        finally:
-            torch.backends.cudnn.benchmark = tries
+    def _whole(self, inputs: Inputs) -> bool:
+        """Whether it is no short batch: that one, an epoch's last, is too rare to try algorithms for it."""
+        return len(inputs.target) == self.step.batch_size
 
     def _aside(self, work: Callable[[Inputs], None], inputs: Inputs) -> None:
         # On a stream of its own, as capturing wants it: the default stream would wait for everything.
@@ -110,7 +104,8 @@ class GraphedStep:
         graph = torch.cuda.CUDAGraph()
         try:
             # One pool for all: no two graphs run at once, and nothing in it outlives its step.
-            with self._algorithms(inputs), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            recording = torch.cuda.graph(graph, pool=self._pool, stream=self._stream)
+            with algorithms(self._whole(inputs)), recording:
                 self.step(places)
             self._pool = graph.pool()
         except RuntimeError as error:

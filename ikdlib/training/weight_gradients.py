@@ -105,9 +105,8 @@ class Beside(CustomGraphPass):
             own = graph.call_function(weight_gradient._opoverload, (gradient, images, weight, *shape))
             own.meta["val"] = torch.empty_like(weight.meta["val"], dtype=value.dtype)
         result.replace_all_uses_with(own)
-        for unused in dict.fromkeys((result, *result.all_input_nodes)):
-            if unused is not node and not unused.users:
-                graph.erase_node(unused)
+        for unused in (result, result.args[0]) if result.target is CAST else (result,):
+            graph.erase_node(unused)
         node.args = (*node.args[:-1], [mask[INPUT], False, mask[BIAS]])
 
     def _result(self, node: fx.Node) -> fx.Node | None:

@@ -32,7 +32,7 @@ def exact_fp32() -> None:
 
 @contextmanager
 def algorithms(tried: bool) -> Iterator[None]:
-    """cuDNN tries its algorithms in the block, which takes seconds, where it would and ``tried`` allows it."""
+    """cuDNN tries its algorithms, which takes seconds, in the block only where it would and ``tried``."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = before and tried
     try:

@@ -35,7 +35,23 @@ that is killed by a minute; on a CPU, which has fewer kernels, a process compile
 
 def on_a_gpu() -> dict[str, Any]:
     """Options there: small kernels that do not depend on each other, of which a step has many, become one."""
-    return {"combo_kernels": True, "compile_threads": min(HELPERS, torch.get_num_threads())}
+    from ikdlib.training import weight_gradients  # asks for the compiler's modules, which take seconds
+
+    helpers = min(HELPERS, torch.get_num_threads())
+    return {"combo_kernels": True, "compile_threads": helpers, **weight_gradients.BESIDE}
+
+
+def on_a_cpu(precision: str) -> dict[str, Any]:
+    """Options there: the kernels of `native.py`, where this machine can compile and run them."""
+    from ikdlib.training import channel_sums, native, weight_gradients
+
+    keep_cache()
+    if precision != "bf16" or not native.works():
+        return {}
+    return {
+        "post_grad_custom_pre_pass": channel_sums.ChannelSums(),
+        "post_grad_custom_post_pass": weight_gradients.Apart(native.takes_convolution),
+    }
 
 
 def pays(wanted: str, deterministic: bool, steps: int, device: torch.device) -> bool:
@@ -63,7 +79,7 @@ class Compiled:
         modules: Sequence[nn.Module],
         options: dict[str, Any] | None = None,
     ):
-        _keep_cache()
+        keep_cache()
         self.function, self.size = function, len(example[0])
         chosen = {"compile_threads": 1, **(options or {})}
         if "TORCHINDUCTOR_COMPILE_THREADS" in os.environ:
@@ -105,7 +121,7 @@ class Compiled:
                 module.zero_grad(set_to_none=True)
 
 
-def _keep_cache() -> None:
+def keep_cache() -> None:
     """Compiled code is kept in this package's cache, unless the user names another folder.
 
     torch names one of its own below the folder for temporary files as soon as it is asked for one; that

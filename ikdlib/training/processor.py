@@ -30,10 +30,10 @@ def guard() -> None:
 
     Does nothing where the user has set it, or where the processor names no AMX.
     """
-    features = _features()
-    if LIMIT in os.environ or "amx_tile" not in features.split():
+    named = features()
+    if LIMIT in os.environ or "amx_tile" not in named.split():
         return
-    key = hashlib.sha256(f"{features} {torch.__version__}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{named} {torch.__version__}".encode()).hexdigest()[:16]
     try:
         kept = default_folder() / f"amx-{key}.txt"
     except RuntimeError:  # a user without a home
@@ -55,7 +55,7 @@ def _try() -> bool:
     return done.returncode >= 0  # below 0: ended by a signal
 
 
-def _features() -> str:
+def features() -> str:
     """Model and instruction sets of the processor, as Linux tells them; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

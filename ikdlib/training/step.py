@@ -21,7 +21,7 @@ from ikdlib.errors import IkdError
 from ikdlib.methods.base import Method
 from ikdlib.models import CifarModel, Outputs
 from ikdlib.spec import Recipe
-from ikdlib.training.compiled import Compiled, on_a_gpu
+from ikdlib.training.compiled import Compiled, on_a_cpu, on_a_gpu
 from ikdlib.training.evaluate import autocast, exact_fp32
 
 
@@ -106,19 +106,18 @@ class TrainStep:
 
     def compile_student(self) -> None:
         """Compile the student alone, now: what a CPU gains from; nothing that a step changes is changed."""
-        images = (self.views.black(self.batch_size),)
+        images, options = (self.views.black(self.batch_size),), on_a_cpu(self.precision)
         with autocast(self.device, self.precision):
-            self.forward = Compiled(self.student.train(), images, (self.student,))
+            self.forward = Compiled(self.student.train(), images, (self.student,), options)
 
     def compile(self, inputs: Inputs) -> None:
         """Compile `losses` for batches like this one and the method's phase; nothing is changed.
 
         All of them, on a GPU: there the number of kernels is what counts, and half of them are the losses'.
         """
-        from ikdlib.training import weight_gradients  # asks for the compiler's modules, which take seconds
+        from ikdlib.training import weight_gradients  # here, because it asks for the compiler's modules
 
-        options = on_a_gpu() | weight_gradients.OPTIONS
-        self._compiled = Compiled(self.losses, inputs, (self.student, self.method), options)
+        self._compiled = Compiled(self.losses, inputs, (self.student, self.method), on_a_gpu())
         self._join = weight_gradients.join
         self._join()  # compiling ran them once
 

@@ -1,21 +1,26 @@
-"""Weight gradients beside the rest of the backward pass, on a GPU.
+"""Weight gradients apart from the rest of the backward pass.
 
 Going backward through a convolution gives two things: the gradient of its input, which the layer before it
-waits for, and that of its weights, which nobody needs before the optimiser. A kernel of a small network keeps
-a part of a GPU busy, so the second kind runs on a stream of its own while the first goes on. The convolutions
-are the same and so are their numbers; only their order in time is free.
+waits for, and that of its weights, which nobody needs before the optimiser. On a GPU a kernel of a small
+network keeps a part of it busy, so the second kind runs on a stream of its own while the first goes on: the
+convolutions are the same and so are their numbers; only their order in time is free. On a CPU a faster kernel
+makes it, where there is one (`native.py`).
 
-`Beside` is a pass over the graph that torch.compile made of a step (`compiled.py`): models and methods know
+`Apart` is a pass over the graph that torch.compile made of a step (`compiled.py`): models and methods know
 nothing of it.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+from ikdlib.training import native
 
 BACKWARD = torch.ops.aten.convolution_backward.default
 CAST = torch.ops.prims.convert_element_type.default
@@ -36,7 +41,7 @@ def weight_gradient(
     groups: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The gradient of a convolution's weights, made on the device's second stream; `join` waits for it.
+    """The gradient of a convolution's weights; on a GPU made on its second stream, for which `join` waits.
 
     ``gradient``: of the output, [N, K, H', W']; ``images``: the input, [N, C, H, W]; ``weight``: [K, C/g,
     h, w], of which shape and memory layout count -> the same in ``dtype``.
@@ -61,8 +66,14 @@ def _(gradient, images, weight, stride, padding, dilation, groups, dtype):
 
 
 def _computed(gradient, images, weight, stride, padding, dilation, groups, dtype) -> Tensor:
-    shape = (None, stride, padding, dilation, False, [0] * len(stride), groups)
-    found = BACKWARD(gradient, images, weight, *shape, [False, True, False])[WEIGHT]
+    if (
+        native.takes_convolution(gradient, images, weight, stride, padding, dilation, groups)
+        and native.works()
+    ):
+        found = native.weight_gradient(gradient, images, stride[0])
+    else:
+        shape = (None, stride, padding, dilation, False, [0] * len(stride), groups)
+        found = BACKWARD(gradient, images, weight, *shape, [False, True, False])[WEIGHT]
     if found.dtype == dtype and found.stride() == weight.stride():
         return found
     return torch.empty_like(weight, dtype=dtype).copy_(found)
@@ -84,20 +95,34 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return _streams[device]
 
 
-class Beside(CustomGraphPass):
-    """Takes the weight gradient out of every convolution's backward whose input wants a gradient too."""
+def every(*_: Any) -> bool:
+    return True
+
+
+class Apart(CustomGraphPass):
+    """Takes the weight gradient out of the backward of convolutions whose input wants a gradient too.
+
+    Args:
+        suits: asked of each with its tensors' shapes, as `native.takes_convolution` is.
+    """
+
+    def __init__(self, suits: Callable[..., bool] = every):
+        self.suits = suits
 
     def __call__(self, graph: fx.Graph) -> None:
         for node in graph.find_nodes(op="call_function", target=BACKWARD):
             self._split(graph, node)
 
     def uuid(self) -> bytes:
-        return get_hash_for_files((__file__,))
+        return get_hash_for_files((__file__, native.__file__), self.suits.__name__)
 
     def _split(self, graph: fx.Graph, node: fx.Node) -> None:
         gradient, images, weight, _, stride, padding, dilation, transposed, _, groups, mask = node.args
         result = self._result(node)
         if result is None or transposed or not mask[INPUT]:
+            return
+        shapes = (one.meta["val"] for one in (gradient, images, weight))
+        if not self.suits(*shapes, stride, padding, dilation, groups):
             return
         value = result.meta["val"]
         with graph.inserting_before(node):  # so that it does not wait for the other half
@@ -119,8 +144,8 @@ class Beside(CustomGraphPass):
         return None
 
 
-OPTIONS = {
-    "post_grad_custom_post_pass": Beside(),
+BESIDE = {
+    "post_grad_custom_post_pass": Apart(),
     # The compiler may let a kernel write where another's input lies that it thinks is read already: one on
     # the second stream may still be reading it. The allocator, which is told, hands memory on instead.
     "allow_buffer_reuse": False,

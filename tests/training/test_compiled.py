@@ -165,7 +165,7 @@ def test_where_this_packages_cache_cannot_be_written_torchs_own_is_kept(tmp_path
     for name, home in (("kept", "home"), ("named", "free")):
         monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home))
-        compiled._keep_cache()
+        compiled.keep_cache()
         there = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
         assert (str(tmp_path) in there) == (name == "named")
 

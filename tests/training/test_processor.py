@@ -51,7 +51,7 @@ def machine(tmp_path, monkeypatch) -> Machine:
     monkeypatch.delenv(processor.LIMIT)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made = Machine(tmp_path / "cache")
-    monkeypatch.setattr(processor, "_features", lambda: made.features)
+    monkeypatch.setattr(processor, "features", lambda: made.features)
     monkeypatch.setattr(processor, "_try", made.attempt)
     return made
 
@@ -145,7 +145,7 @@ def test_only_a_signal_says_that_it_does_not_work(monkeypatch, capfd, program, w
 def test_the_features_are_those_of_this_processor():
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
-    assert set(flags) <= set(processor._features().split())
+    assert set(flags) <= set(processor.features().split())
 
 
 def test_where_the_kernel_says_nothing_there_are_no_features(monkeypatch):
@@ -153,7 +153,7 @@ def test_where_the_kernel_says_nothing_there_are_no_features(monkeypatch):
         raise FileNotFoundError(2, "No such file or directory")
 
     monkeypatch.setattr(processor.Path, "read_text", refuse)
-    assert processor._features() == ""
+    assert processor.features() == ""
 
 
 # A real process
@@ -176,6 +176,6 @@ def test_bf16_survives_on_this_machine_whatever_its_processor_says(tmp_path):
     guarded = python(f"import ikdlib.training; {PRODUCT}", tmp_path)
     assert guarded.returncode == 0, guarded.stderr
     assert float(guarded.stdout) == 64 * 64 * 64
-    has_amx = "amx_tile" in processor._features().split()
+    has_amx = "amx_tile" in processor.features().split()
     kept = [path.read_text() for path in (tmp_path / "ikdlib").glob("*.txt")]
     assert kept == (["works" if bare.returncode == 0 else "fails"] if has_amx else [])

@@ -52,7 +52,7 @@ def made(device: torch.device = CPU) -> tuple[Net, Tensor]:
 
 
 def split(net: nn.Module, images: Tensor) -> Compiled:
-    return Compiled(net, (images,), (net,), compiled.on_a_gpu() | weight_gradients.OPTIONS)
+    return Compiled(net, (images,), (net,), compiled.on_a_gpu())
 
 
 def exact(net: nn.Module, images: Tensor) -> dict[str, Tensor]:

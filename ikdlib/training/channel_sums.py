@@ -71,7 +71,7 @@ class ChannelSums(CustomGraphPass):
     def _forward(self, graph: fx.Graph, node: fx.Node) -> None:
         images = _narrow(node.args[0])
         whole = list(node.args[1]) == PLACES and node.kwargs == {"correction": 0, "keepdim": True}
-        if images is not None and whole:
+        if images is not None and whole and _is_fp32(node.args[0]):
             node.replace_all_uses_with(_before(node, moments, images))
 
     def _backward(self, graph: fx.Graph, node: fx.Node) -> None:
@@ -83,7 +83,9 @@ class ChannelSums(CustomGraphPass):
         if not isinstance(difference, fx.Node) or difference.target is not DIFFERENCE:
             return
         gradient, images, mean = _narrow(wide), _narrow(difference.args[0]), difference.args[1]
-        if gradient is None or images is None or tuple(mean.meta["val"].shape[2:]) != (1, 1):
+        if gradient is None or images is None or not (_is_fp32(wide) and _is_fp32(mean)):
+            return
+        if tuple(mean.meta["val"].shape) != (1, gradient.meta["val"].shape[1], 1, 1):
             return
         found = _before(node, gradient_sums, gradient, images, mean)
         alone = [user for user in wide.users if user.target is SUM and user.args == (wide, PLACES)]
@@ -101,6 +103,11 @@ def _narrow(node: object) -> fx.Node | None:
         node = node.args[0]
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return node if isinstance(value, Tensor) and native.takes(value) else None
+
+
+def _is_fp32(node: object) -> bool:
+    """The operators read and return fp32: what they replace has to be no narrower, and no number."""
+    return isinstance(node, fx.Node) and node.meta["val"].dtype == torch.float32
 
 
 def _before(node: fx.Node, operation: torch.library.CustomOpDef, *arguments: fx.Node) -> fx.Node:

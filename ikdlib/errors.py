@@ -11,3 +11,8 @@ class IkdError(Exception):
 
 WARNING = "ikdlib: warning: "
 """How a command's warnings begin, in a terminal and in a run's log."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, which may run over many; the error's kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 namespace {
@@ -90,8 +91,10 @@ extern "C" void moments(const bf16* images, float* mean, float* variance, int64_
     double middle = 0, spread = 0, seen = 0;  // of the chunks so far: mean, squared distances from it, rows
     for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
       const double n = chunks.rows_of(chunk), sum = sums[chunk * 2 * channels + c];
-      const int32_t first = images[chunk * chunks.each * channels + c] << 16;
-      const double other = reinterpret_cast<const float&>(first) + sum / n, apart = other - middle;
+      const uint32_t bits = static_cast<uint32_t>(images[chunk * chunks.each * channels + c]) << 16;
+      float first;
+      std::memcpy(&first, &bits, sizeof(first));
+      const double other = first + sum / n, apart = other - middle;
       spread += sums[(chunk * 2 + 1) * channels + c] - sum * sum / n + apart * apart * seen * n / (seen + n);
       middle += apart * n / (seen + n);
       seen += n;

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from ikdlib.data.cache import default_folder
+from ikdlib.errors import first_line
 
 PAYS_FROM_STEPS = {"cpu": 5000, "cuda": 60_000}
 """Training steps of a run, or as many batches of a teacher: a part of them takes as long as compiling. On a
@@ -43,10 +44,12 @@ def on_a_gpu() -> dict[str, Any]:
 
 def on_a_cpu(precision: str) -> dict[str, Any]:
     """Options there: the kernels of `native.py`, where this machine can compile and run them."""
+    if precision != "bf16":
+        return {}
     from ikdlib.training import channel_sums, native, weight_gradients
 
-    keep_cache()
-    if precision != "bf16" or not native.works():
+    keep_cache()  # theirs too
+    if not native.works():
         return {}
     return {
         "post_grad_custom_pre_pass": channel_sums.ChannelSums(),
@@ -91,8 +94,7 @@ class Compiled:
                 warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
                 self._try(example, modules)
         except Exception as error:  # the compiler's own errors share no other base
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            warnings.warn(f"runs without torch.compile: {first[:200]}", stacklevel=3)
+            warnings.warn(f"runs without torch.compile: {first_line(error)[:200]}", stacklevel=3)
             self._fast = None
 
     @property

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 
+from ikdlib.errors import first_line
 from ikdlib.training.evaluate import algorithms
 from ikdlib.training.step import Inputs, TrainStep
 
@@ -126,5 +127,4 @@ class GraphedStep:
         self.step.optimizer.zero_grad(set_to_none=True)
         while error.__context__ is not None:  # "failed due to a previous error": the previous one tells why
             error = error.__context__
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        warnings.warn(f"no CUDA graph of this step, it runs without one ({first})", stacklevel=4)
+        warnings.warn(f"no CUDA graph of this step, it runs without one ({first_line(error)})", stacklevel=4)

@@ -20,13 +20,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ikdlib.errors import first_line
 from ikdlib.training import processor
 
 LANES = 16  # of a register: channels come in as many
-TENSORS_AND_SIZES = {
-    "weight_gradient": (3, 7), "moments": (3, 3), "gradient_sums": (5, 3),
-}  # fmt: skip
-SOURCES = {"weight_gradient": "weight_gradient", "moments": "channel_sums", "gradient_sums": "channel_sums"}
+KERNELS = {
+    "weight_gradient": ("weight_gradient.cpp", 3, 7),
+    "moments": ("channel_sums.cpp", 3, 3),
+    "gradient_sums": ("channel_sums.cpp", 5, 3),
+}
+"""Each with its source, and how many tensors and sizes it takes."""
 
 
 @functools.cache
@@ -36,10 +39,9 @@ def works() -> bool:
     if "avx512_bf16" not in names or "amx_tile" in names:
         return False
     try:
-        return all(map(_kernel, TENSORS_AND_SIZES))
+        return all(map(_kernel, KERNELS))
     except Exception as error:  # the compiler's own errors share no other base
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        warnings.warn(f"runs without kernels of its own: {first[:200]}", stacklevel=3)
+        warnings.warn(f"runs without kernels of its own: {first_line(error)[:200]}", stacklevel=3)
         return False
 
 
@@ -47,8 +49,8 @@ def works() -> bool:
 def _kernel(name: str) -> Callable[..., None]:
     from torch._inductor.codecache import CppCodeCache
 
-    source = Path(__file__).with_name(SOURCES[name] + ".cpp").read_text()
-    function, (tensors, sizes) = getattr(CppCodeCache.load(source), name), TENSORS_AND_SIZES[name]
+    source, tensors, sizes = KERNELS[name]
+    function = getattr(CppCodeCache.load(Path(__file__).with_name(source).read_text()), name)
     function.argtypes, function.restype = [ctypes.c_void_p] * tensors + [ctypes.c_int64] * sizes, None
     return function
 

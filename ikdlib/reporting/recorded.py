@@ -183,6 +183,7 @@ def setup(facts: Sequence[Facts]) -> str:
             tally(recipes, between="; "),
             f"protocol: {tally(fact.spec.protocol for fact in facts)}",
             f"compiled code: {tally(_yes(fact.recorded('compiled')) for fact in facts)}",
+            f"ikdlib's own CPU kernels: {tally(_yes(fact.recorded('own_kernels')) for fact in facts)}",
             f"captured GPU graphs: {tally(_yes(fact.recorded('graphs')) for fact in facts)}",
         )
     )

@@ -91,6 +91,7 @@ class TrainStep:
         self.precision, self.batch_size = recipe.precision, recipe.batch_size
         self.forward: Callable[[Tensor], Tensor] = student
         self._compiled: Compiled | None = None
+        self._own_kernels = False
         self._join: Callable[[], None] = lambda: None
         # A captured step reads the rate from the device: a number would be the captured epoch's for ever.
         rate = recipe.learning_rate
@@ -109,6 +110,7 @@ class TrainStep:
         images, options = (self.views.black(self.batch_size),), on_a_cpu(self.precision)
         with autocast(self.device, self.precision):
             self.forward = Compiled(self.student.train(), images, (self.student,), options)
+        self._own_kernels = bool(options) and self.forward.works
 
     def compile(self, inputs: Inputs) -> None:
         """Compile `losses` for batches like this one and the method's phase; nothing is changed.
@@ -124,6 +126,11 @@ class TrainStep:
     @property
     def is_compiled(self) -> bool:
         return any(isinstance(one, Compiled) and one.works for one in (self.forward, self._compiled))
+
+    @property
+    def made_of(self) -> dict[str, bool]:
+        """What a run's record says of the code that its steps ran: each has roundings of its own."""
+        return {"compiled": self.is_compiled, "own_kernels": self._own_kernels}
 
     def parameters(self) -> list[Tensor]:
         """The student's, then those of the method's adapters: the order checkpoints number momenta by."""

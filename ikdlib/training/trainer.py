@@ -293,7 +293,7 @@ class Trainer:
             **self.origin.process,
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
             "images_per_second": round(images / max(self.seconds["training"], 1e-9), 1),
-            "compiled": self.train_step.is_compiled,
+            **self.train_step.made_of,
             "graphs": isinstance(self._do_step, GraphedStep) and self._do_step.captured > 0,
             "slabs": self.teacher_logits and self.teacher_logits.tally,
             "resumed_at": self.origin.resumed_at,

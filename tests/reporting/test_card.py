@@ -27,6 +27,7 @@ PROVENANCE = {
     },
     "seconds": {"training": 3000.0, "teacher": 500.0, "evaluation": 100.0},
     "compiled": True,
+    "own_kernels": True,
     "graphs": False,
     "resumed_at": [],
 }  # fmt: skip
@@ -80,7 +81,7 @@ def test_one_run_by_hand(folders, project):
     assert said["Software versions"] == "python 3.11.7; torch 2.14.1"
     assert said["Set-up"] == (
         "3 epochs in fp32, batch 64, learning rate 0.05; protocol: paper;"
-        " compiled code: yes; captured GPU graphs: no"
+        " compiled code: yes; ikdlib's own CPU kernels: yes; captured GPU graphs: no"
     )
     assert said["Randomness"] == "seeds: 1; in deterministic mode: 0 of 1 run; stopped and resumed: no"
     assert said["Results"].startswith("1 run finished; result.json has the sha256 of 3 files (3 are as")
@@ -153,6 +154,7 @@ def test_versions_are_counted_each_by_itself(folders, project):
         ("seconds", "Hardware", "1 run, hours not recorded"),
         ("versions", "Software versions", NOT_RECORDED),
         ("compiled", "Set-up", "compiled code: not recorded"),
+        ("own_kernels", "Set-up", "ikdlib's own CPU kernels: not recorded"),
         ("graphs", "Set-up", "captured GPU graphs: not recorded"),
         ("resumed_at", "Randomness", "stopped and resumed: not recorded"),
     ],

@@ -31,6 +31,7 @@ def test_a_compiled_run_ends_with_the_same_weights(tiny, tmp_path, in_a_cache_of
     plain = tiny.train(tmp_path / "plain", spec, compile="off")
     fast = tiny.train(tmp_path / "fast", spec, compile="on")
     assert fast.run.provenance["compiled"] and not plain.run.provenance["compiled"]
+    assert fast.run.provenance["own_kernels"] is plain.run.provenance["own_kernels"] is False, "of fp32"
     found = distance(fast.student.state_dict(), plain.student.state_dict())
     assert 0 < found < 1e-3, "other sums, the same weights"
     assert fast.run.history["train_loss"].tolist() == pytest.approx(

@@ -73,6 +73,18 @@ def test_tensors_in_another_memory_layout_are_taken_too():
         assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("there", [pytest.param(True, marks=needs_them), False])
+def test_a_run_says_whether_it_used_them(tiny, tmp_path, monkeypatch, there):
+    if not there:
+        monkeypatch.setattr(native, "works", lambda: False)
+    recipe = tiny.spec().recipe.updated(precision="bf16", epochs=1, warmup=0, milestones=())
+    for wanted in ("on", "off"):
+        made = tiny.train(
+            tmp_path / wanted, tiny.spec("ce", recipe=recipe, deterministic=False), compile=wanted
+        )
+        assert made.run.provenance["own_kernels"] is (there and wanted == "on")
+
+
 @needs_them
 @pytest.mark.parametrize("middle", [0.0, 3.0, 200.0, 1e4])
 @pytest.mark.parametrize(
@@ -231,6 +243,18 @@ def test_a_compiled_step_asks_them_and_is_as_near_to_the_exact_one_as_before(mon
         assert error(own, [name]) < 2 * error(plain, [name]) + 0.02 * value.norm() + 1e-6, name
     for name, value in running.items():
         assert torch.allclose(own_running[name], value, rtol=2e-2, atol=2e-3), name
+
+
+@pytest.mark.parametrize("there", [pytest.param(True, marks=needs_them), False])
+def test_a_run_says_whether_it_used_them(tiny, tmp_path, monkeypatch, there):
+    if not there:
+        monkeypatch.setattr(native, "works", lambda: False)
+    recipe = tiny.spec().recipe.updated(precision="bf16", epochs=1, warmup=0, milestones=())
+    for wanted in ("on", "off"):
+        made = tiny.train(
+            tmp_path / wanted, tiny.spec("ce", recipe=recipe, deterministic=False), compile=wanted
+        )
+        assert made.run.provenance["own_kernels"] is (there and wanted == "on")
 
 
 @needs_them

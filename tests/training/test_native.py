@@ -73,18 +73,6 @@ def test_tensors_in_another_memory_layout_are_taken_too():
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("there", [pytest.param(True, marks=needs_them), False])
-def test_a_run_says_whether_it_used_them(tiny, tmp_path, monkeypatch, there):
-    if not there:
-        monkeypatch.setattr(native, "works", lambda: False)
-    recipe = tiny.spec().recipe.updated(precision="bf16", epochs=1, warmup=0, milestones=())
-    for wanted in ("on", "off"):
-        made = tiny.train(
-            tmp_path / wanted, tiny.spec("ce", recipe=recipe, deterministic=False), compile=wanted
-        )
-        assert made.run.provenance["own_kernels"] is (there and wanted == "on")
-
-
 @needs_them
 @pytest.mark.parametrize("middle", [0.0, 3.0, 200.0, 1e4])
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def on_a_gpu() -> dict[str, Any]:
 
 
 def on_a_cpu(precision: str) -> dict[str, Any]:
-    """Options there: the kernels of `native.py`, where this machine can compile and run them."""
+    """Options there: the kernels of `native.py` and what suits them, where this machine can run them."""
     if precision != "bf16":
         return {}
     from ikdlib.training import channel_sums, native, weight_gradients
@@ -54,6 +54,10 @@ def on_a_cpu(precision: str) -> dict[str, Any]:
     return {
         "post_grad_custom_pre_pass": channel_sums.ChannelSums(),
         "post_grad_custom_post_pass": weight_gradients.Apart(native.takes_convolution),
+        # Rows of 16 channels are half a register: the compiler loads and stores whole ones under a mask. In
+        # place, each load covers bytes that the store before it may have written, and waits for it. A step
+        # of resnet20 is 1.04 times as fast without (24 rounds, 1.02 to 1.07), one of resnet8x4 as before.
+        "inplace_buffers": False,
     }
 
 

@@ -7,7 +7,7 @@ as there are such groups in a cache line, and each loop waits for its own last s
 
 from __future__ import annotations
 
-import operator
+from operator import getitem
 
 import torch
 from torch import Tensor, fx
@@ -16,6 +16,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch._inductor.pattern_matcher import stable_topological_sort
 
 from ikdlib.training import native
+from ikdlib.training.operators import operator
 
 CAST = torch.ops.prims.convert_element_type.default
 VARIANCE = torch.ops.aten.var_mean.correction
@@ -25,7 +26,17 @@ SUM, PRODUCT, DIFFERENCE = (
 PLACES = [0, 2, 3]
 
 
-@torch.library.custom_op("ikdlib::moments", mutates_args=(), tags=(torch.Tag.flexible_layout,))
+def _of_moments(images):
+    one = images.new_empty((1, images.shape[1], 1, 1), dtype=torch.float32)
+    return one, torch.empty_like(one)
+
+
+def _of_gradient_sums(gradient, images, mean):
+    one = images.new_empty((images.shape[1],), dtype=torch.float32)
+    return one, torch.empty_like(one)
+
+
+@operator("moments(Tensor images) -> (Tensor, Tensor)", _of_moments)
 def moments(images: Tensor) -> tuple[Tensor, Tensor]:
     """Variance (over n) and mean of each channel of [N, C, H, W], float32 [1, C, 1, 1] each."""
     if native.takes(images) and native.works():
@@ -33,25 +44,13 @@ def moments(images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.var_mean(images.float(), PLACES, correction=0, keepdim=True)
 
 
-@torch.library.custom_op("ikdlib::gradient_sums", mutates_args=(), tags=(torch.Tag.flexible_layout,))
+@operator("gradient_sums(Tensor gradient, Tensor images, Tensor mean) -> (Tensor, Tensor)", _of_gradient_sums)
 def gradient_sums(gradient: Tensor, images: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Of each channel the sums of g and of g * (x - mean), float32 [C]; x as g, mean [1, C, 1, 1]."""
     if native.takes(gradient, images) and native.works():
         return native.gradient_sums(gradient, images, mean)
     gradient = gradient.float()
     return gradient.sum(PLACES), (gradient * (images.float() - mean)).sum(PLACES)
-
-
-@moments.register_fake
-def _(images):
-    one = images.new_empty((1, images.shape[1], 1, 1), dtype=torch.float32)
-    return one, torch.empty_like(one)
-
-
-@gradient_sums.register_fake
-def _(gradient, images, mean):
-    one = images.new_empty((images.shape[1],), dtype=torch.float32)
-    return one, torch.empty_like(one)
 
 
 class ChannelSums(CustomGraphPass):
@@ -92,7 +91,7 @@ class ChannelSums(CustomGraphPass):
         for number, sums in enumerate((alone, [node])):
             for one in sums:
                 with graph.inserting_before(node):
-                    part = graph.call_function(operator.getitem, (found, number))
+                    part = graph.call_function(getitem, (found, number))
                 part.meta["val"] = one.meta["val"]
                 one.replace_all_uses_with(part)
 
@@ -110,9 +109,9 @@ def _is_fp32(node: object) -> bool:
     return isinstance(node, fx.Node) and node.meta["val"].dtype == torch.float32
 
 
-def _before(node: fx.Node, operation: torch.library.CustomOpDef, *arguments: fx.Node) -> fx.Node:
+def _before(node: fx.Node, operation: torch._ops.OpOverload, *arguments: fx.Node) -> fx.Node:
     with node.graph.inserting_before(node):
-        call = node.graph.call_function(operation._opoverload, arguments)
+        call = node.graph.call_function(operation, arguments)
     with detect_fake_mode([one.meta["val"] for one in arguments]):
-        call.meta["val"] = operation._opoverload(*(one.meta["val"] for one in arguments))
+        call.meta["val"] = operation(*(one.meta["val"] for one in arguments))
     return call

@@ -12,8 +12,8 @@ nothing of it.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
+from operator import getitem
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 from ikdlib.training import native
+from ikdlib.training.operators import operator
 
 BACKWARD = torch.ops.aten.convolution_backward.default
 CAST = torch.ops.prims.convert_element_type.default
@@ -30,7 +31,15 @@ _streams: dict[torch.device, torch.cuda.Stream] = {}
 _busy: set[torch.device] = set()
 
 
-@torch.library.custom_op("ikdlib::weight_gradient", mutates_args=(), tags=(torch.Tag.flexible_layout,))
+def _of_weight_gradient(gradient, images, weight, stride, padding, dilation, groups, dtype):
+    return torch.empty_like(weight, dtype=dtype)
+
+
+@operator(
+    "weight_gradient(Tensor gradient, Tensor images, Tensor weight, SymInt[] stride, SymInt[] padding, "
+    "SymInt[] dilation, SymInt groups, ScalarType dtype) -> Tensor",
+    _of_weight_gradient,
+)
 def weight_gradient(
     gradient: Tensor,
     images: Tensor,
@@ -58,11 +67,6 @@ def weight_gradient(
     found.record_stream(here)
     _busy.add(device)
     return found
-
-
-@weight_gradient.register_fake
-def _(gradient, images, weight, stride, padding, dilation, groups, dtype):
-    return torch.empty_like(weight, dtype=dtype)
 
 
 def _computed(gradient, images, weight, stride, padding, dilation, groups, dtype) -> Tensor:
@@ -127,7 +131,7 @@ class Apart(CustomGraphPass):
         value = result.meta["val"]
         with graph.inserting_before(node):  # so that it does not wait for the other half
             shape = (stride, padding, dilation, groups, value.dtype)
-            own = graph.call_function(weight_gradient._opoverload, (gradient, images, weight, *shape))
+            own = graph.call_function(weight_gradient, (gradient, images, weight, *shape))
             own.meta["val"] = torch.empty_like(weight.meta["val"], dtype=value.dtype)
         result.replace_all_uses_with(own)
         for unused in (result, result.args[0]) if result.target is CAST else (result,):
@@ -137,7 +141,7 @@ class Apart(CustomGraphPass):
     def _result(self, node: fx.Node) -> fx.Node | None:
         """What the graph returns of the weight gradient, cast or not; None where more is done with it."""
         for taken in node.users:
-            if taken.target is operator.getitem and taken.args[1] == WEIGHT:
+            if taken.target is getitem and taken.args[1] == WEIGHT:
                 users = list(taken.users)
                 last = users[0] if len(users) == 1 and users[0].target is CAST else taken
                 return last if all(user.op == "output" for user in last.users) else None

@@ -18,7 +18,7 @@ from statistics import median
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from record import machine_words, save
+from record import earlier, machine_words, save
 
 from ikdlib.studies.children import ENVIRONMENT
 from ikdlib.training.job import choose_device
@@ -127,6 +127,12 @@ def chart(table: pd.DataFrame, machine: str) -> plt.Figure:
     return axes.figure
 
 
+def place(pairs: pd.Series) -> pd.Series:
+    """Where each stands among `PAIRS`; others after them."""
+    known = PAIRS.split(",")
+    return pairs.map(lambda pair: known.index(pair) if pair in known else len(known))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", default=PAIRS)
@@ -149,6 +155,8 @@ def main() -> None:
             pd.DataFrame(rows[-5:])[["pair", "program", "precision", "slabs", "images_per_second", "ratio"]]
         )
     table = pd.DataFrame(rows)
+    table = pd.concat([earlier(table, options.results, "step", device, "pair"), table])
+    table = table.sort_values("pair", key=place, kind="stable", ignore_index=True)
     machine = machine_words(device, options.threads)
     save(table, chart(table, machine), options.results, "step", device, machine)
 

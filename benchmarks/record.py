@@ -28,12 +28,26 @@ def file_name(what: str, device: torch.device) -> str:
     return f"{what}-{device.type}-{words}" + (f"-{_cores(device)}" if device.type == "cpu" else "")
 
 
+def earlier(table: pd.DataFrame, results: Path, what: str, device: torch.device, by: str) -> pd.DataFrame:
+    """The rows that lie in the file for other values of ``by`` than the table's, each with its own commit."""
+    path = results / "benchmarks" / f"{file_name(what, device)}.csv"
+    if not path.exists():
+        return table.iloc[:0]
+    found = pd.read_csv(path)
+    return found[~found[by].isin(table[by])]
+
+
 def save(
     table: pd.DataFrame, figure: plt.Figure, results: Path, what: str, device: torch.device, machine: str
 ) -> None:
-    """``<results>/benchmarks/<file_name>`` as CSV, PNG and SVG; says where."""
+    """``<results>/benchmarks/<file_name>`` as CSV, PNG and SVG; says where.
+
+    A row that names a machine and a commit keeps them.
+    """
     git = provenance.git_state()
-    table = table.assign(machine=machine, commit=git["commit"], clean=git["clean"])
+    for column, value in {"machine": machine, "commit": git["commit"], "clean": git["clean"]}.items():
+        brought = table[column] if column in table else pd.Series(index=table.index, dtype=object)
+        table = table.assign(**{column: brought.where(brought.notna(), value)})
     path = results / "benchmarks" / file_name(what, device)
     path.parent.mkdir(parents=True, exist_ok=True)
     write(figure, path, table)

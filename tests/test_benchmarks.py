@@ -245,6 +245,36 @@ def test_each_kind_of_machine_has_files_of_its_own(monkeypatch, processor, name)
     assert record.machine_words(torch.device("cuda"), 2).startswith("NVIDIA H200, 2 cores, 2 threads, torch ")
 
 
+def test_a_pair_measured_again_leaves_the_others_rows(monkeypatch, tmp_path):
+    """Each row keeps the commit it was measured at; the pairs stay in their order."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import compare
+    import record
+
+    monkeypatch.setattr(record.provenance, "machine", lambda device: {"processor": "AMD EPYC", "cores": 2})
+    monkeypatch.setattr(sys, "argv", ["compare", "--device", "cpu", "--results", str(tmp_path)])
+    path = tmp_path / "benchmarks" / "step-cpu-amd-epyc-2.csv"
+    again = "x/y,resnet56/resnet20"
+    for commit, rate, pairs in (("a", 100, f"vgg13/MobileNetV2,{again}"), ("b", 200, again)):
+        monkeypatch.setattr(
+            record.provenance, "git_state", lambda found=commit: {"commit": found, "clean": True}
+        )
+        monkeypatch.setattr(
+            compare, "compare", lambda pair, options, rate=rate: [measured(compare, pair, rate)]
+        )
+        monkeypatch.setattr(sys, "argv", [*sys.argv[:5], "--pairs", pairs])
+        compare.main()
+    found = pd.read_csv(path)
+    assert list(found["pair"]) == ["resnet56/resnet20", "vgg13/MobileNetV2", "x/y"]
+    assert list(found["commit"]) == ["b", "a", "b"] and list(found["images_per_second"]) == [200, 100, 200]
+    assert found["clean"].all() and found["machine"].str.startswith("AMD EPYC, 2 cores").all()
+
+
+def measured(compare, pair: str, rate: int) -> dict[str, object]:
+    rounds, common = [{"peak_mib": 1.0}], {"images": rate, "threads": 2}
+    return compare.row(pair, "ikdlib", "bf16", "warm", [1.0], [2.0], rounds, common)
+
+
 @pytest.mark.long
 def test_a_cell_costs_a_kernel_and_a_client(monkeypatch, tmp_path):
     """The measuring program measures: both sides took time and memory, and the cell took more of both."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 SPACE = "ikdlib"
+_libraries: dict[str, torch.library.Library] = {}
 
 
 def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], torch._ops.OpOverload]:
@@ -22,13 +23,16 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
         schema: name, arguments and results, as in ``moments(Tensor images) -> (Tensor, Tensor)``.
         fake: what the results look like: shape, type and memory layout.
     """
-    name, bracket, rest = schema.partition("(")
+    name, _, _ = schema.partition("(")
 
     def define(function: Callable[..., Any]) -> torch._ops.OpOverload:
-        whole = f"{SPACE}::{name}"
-        torch.library.define(whole, bracket + rest, tags=(torch.Tag.flexible_layout,))
-        torch.library.impl(whole, ("cpu", "cuda"), function)
-        torch.library.register_fake(whole, fake)
+        if name in _libraries:  # the module is read again, as a notebook does with what was edited
+            _libraries.pop(name)._destroy()
+        library = _libraries[name] = torch.library.Library(SPACE, "FRAGMENT")
+        library.define(schema, tags=(torch.Tag.flexible_layout,))
+        for device in ("CPU", "CUDA"):
+            library.impl(name, function, device)
+        torch.library.register_fake(f"{SPACE}::{name}", fake, lib=library)
         return getattr(getattr(torch.ops, SPACE), name).default
 
     return define

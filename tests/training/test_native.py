@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
 
 import numpy as np
@@ -170,6 +171,15 @@ def test_the_operators_are_torchs_formulas(monkeypatch, own):
     given = (gradient, images, torch.empty(16, 16, 3, 3), [1, 1], [1, 1], [1, 1], 1, torch.float32)
     found = weight_gradients.weight_gradient(*given).double()
     assert torch.allclose(found, conv_exact(gradient, images, 1), rtol=1e-2, atol=0.1 if not own else 1e-4)
+
+
+def test_a_module_read_again_defines_its_operators_again():
+    """As `%autoreload` in a notebook does."""
+    before = channel_sums.moments
+    again = importlib.reload(channel_sums)
+    assert again.moments is not before
+    images = drawn(4, 16, 6, 6)
+    assert torch.allclose(again.moments(images)[1].double(), images.double().mean((0, 2, 3), keepdim=True))
 
 
 class Net(nn.Module):

@@ -33,7 +33,7 @@ def earlier(table: pd.DataFrame, results: Path, what: str, device: torch.device,
     path = results / "benchmarks" / f"{file_name(what, device)}.csv"
     if not path.exists():
         return table.iloc[:0]
-    found = pd.read_csv(path)
+    found = pd.read_csv(path, keep_default_na=False)  # what is empty there is an empty word
     return found[~found[by].isin(table[by])]
 
 

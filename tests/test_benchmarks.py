@@ -260,19 +260,24 @@ def test_a_pair_measured_again_leaves_the_others_rows(monkeypatch, tmp_path):
             record.provenance, "git_state", lambda found=commit: {"commit": found, "clean": True}
         )
         monkeypatch.setattr(
-            compare, "compare", lambda pair, options, rate=rate: [measured(compare, pair, rate)]
+            compare, "compare", lambda pair, options, rate=rate: measured(compare, pair, rate)
         )
         monkeypatch.setattr(sys, "argv", [*sys.argv[:5], "--pairs", pairs])
         compare.main()
     found = pd.read_csv(path)
-    assert list(found["pair"]) == ["resnet56/resnet20", "vgg13/MobileNetV2", "x/y"]
-    assert list(found["commit"]) == ["b", "a", "b"] and list(found["images_per_second"]) == [200, 100, 200]
+    assert list(found["pair"][::2]) == ["resnet56/resnet20", "vgg13/MobileNetV2", "x/y"]
+    assert list(found["commit"][::2]) == list(found["commit"][1::2]) == ["b", "a", "b"]
+    assert list(found["images_per_second"][1::2]) == [200, 100, 200]
+    assert (
+        list(found["workers"].fillna(0)) == [1, 0] * 3 and list(found["slabs"].fillna("")) == ["", "warm"] * 3
+    )
     assert found["clean"].all() and found["machine"].str.startswith("AMD EPYC, 2 cores").all()
 
 
-def measured(compare, pair: str, rate: int) -> dict[str, object]:
+def measured(compare, pair: str, rate: int) -> list[dict[str, object]]:
     rounds, common = [{"peak_mib": 1.0}], {"images": rate, "threads": 2}
-    return compare.row(pair, "ikdlib", "bf16", "warm", [1.0], [2.0], rounds, common)
+    reference = compare.row(pair, "reference", "fp32", "", [1.0], [1.0], rounds, common) | {"workers": 1}
+    return [reference, compare.row(pair, "ikdlib", "bf16", "warm", [1.0], [2.0], rounds, common)]
 
 
 @pytest.mark.long
